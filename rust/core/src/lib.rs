@@ -1,0 +1,2 @@
+//! Quantizers and the graph runtime.
+#![deny(unsafe_code)]

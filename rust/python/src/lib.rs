@@ -1,0 +1,16 @@
+//! The extension module `mnnq._native`: a thin binding over `mnnq-core` and `mnnq-format`.
+//!
+//! It converts values and errors; it holds no algorithm.
+
+use pyo3::prelude::*;
+
+/// The native part of mnnq.
+#[pymodule]
+mod _native {
+    use super::*;
+
+    #[pymodule_init]
+    fn init(module: &Bound<'_, PyModule>) -> PyResult<()> {
+        module.add("__version__", env!("CARGO_PKG_VERSION"))
+    }
+}
