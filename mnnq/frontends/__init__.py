@@ -1,0 +1,1 @@
+"""Readers of other model formats; one package per source format."""

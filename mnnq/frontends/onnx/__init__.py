@@ -1,0 +1,1 @@
+"""The ONNX frontend: ONNX file to graph, graph to MNN model."""

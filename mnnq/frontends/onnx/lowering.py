@@ -1,0 +1,324 @@
+"""From the graph with ONNX semantics to MNN operators.
+
+Inside the MNN graph every integer and boolean tensor is INT32 and every floating tensor FLOAT, whatever the
+ONNX type: the real runtime computes little else. 64-bit constants are clamped to +-2**30, MNN's own
+convention, so that "to the end" sentinels survive additions.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from mnnq.errors import UnsupportedError
+from mnnq.frontends.onnx import registry
+from mnnq.ir.graph import Graph, Node, ValueInfo
+from mnnq.ir.model import Model, Op, SubGraph
+
+#: Bound of integer constants in the file (MNN clamps 64-bit values so).
+INT_LIMIT = 1 << 30
+
+
+class Unsupported(Exception):
+    """Raised by a lowering for a node that it cannot express exactly; the text says what is missing."""
+
+
+def is_float(dtype: np.dtype[Any] | None) -> bool:
+    """Whether a source type becomes FLOAT (the ml_dtypes floats included)."""
+    return dtype is not None and (dtype.kind == "f" or dtype.name.startswith(("bfloat", "float")))
+
+
+def mnn_type(dtype: np.dtype[Any] | None) -> str:
+    """``DataType`` key of a tensor inside the MNN graph: DT_FLOAT or DT_INT32."""
+    return "DT_FLOAT" if dtype is None or is_float(dtype) else "DT_INT32"
+
+
+def blob(array: npt.NDArray[Any]) -> dict[str, Any]:
+    """Parameters of a constant: a ``Blob`` with the array in MNN's types, NCHW order."""
+    if is_float(array.dtype):
+        params: dict[str, Any] = {
+            "dataType": "DT_FLOAT",
+            "float32s": _flat(array.astype(np.float32, copy=False)),
+        }
+    elif array.dtype.kind in "iub":
+        clamped = array if array.dtype.itemsize < 4 else np.clip(array, -INT_LIMIT, INT_LIMIT)
+        params = {"dataType": "DT_INT32", "int32s": _flat(clamped.astype(np.int32))}
+    else:
+        msg = f"constant of type {array.dtype}"
+        raise Unsupported(msg)
+    params["dataFormat"] = "NCHW"
+    if array.ndim:
+        params["dims"] = np.asarray(array.shape, dtype=np.int32)
+    return params
+
+
+def _flat(array: npt.NDArray[Any]) -> npt.NDArray[Any]:
+    return np.ascontiguousarray(array).reshape(-1)
+
+
+class Lowering:
+    """Builds the MNN operators of one graph, node by node.
+
+    Lowerings call `emit` (or a helper over it) and end by producing ``node.outputs``. Names of source values
+    are tensor names of the result; constants become ``Const`` operators when first used.
+    """
+
+    def __init__(self, graph: Graph, parent: Lowering | None = None) -> None:
+        self.graph = graph
+        self.parent = parent
+        self.ops: list[Op] = []
+        self.subgraphs: dict[str, SubGraph] = {} if parent is None else parent.subgraphs
+        self._produced: set[str] = set()
+        self._infos: dict[str, ValueInfo] = {}
+        self._names: set[str] = graph._names()
+        self._const_cache: dict[tuple[str, tuple[int, ...], bytes], str] = {}
+
+    # -- what is known of values
+
+    def info(self, name: str) -> ValueInfo:
+        """Type and shape of a source value or of a tensor made here."""
+        return self._infos.get(name) or self.graph.info(name)
+
+    def shape(self, name: str) -> tuple[int | str | None, ...] | None:
+        """Shape of a value; None when the rank is unknown."""
+        return self.info(name).shape
+
+    def static_shape(self, name: str) -> tuple[int, ...] | None:
+        """Shape of a value when all of it is known."""
+        return self.info(name).static_shape
+
+    def rank(self, name: str) -> int:
+        """Rank of a value; raises `Unsupported` when it is unknown."""
+        shape = self.shape(name)
+        if shape is None:
+            msg = f"the rank of {name!r} is unknown and needed"
+            raise Unsupported(msg)
+        return len(shape)
+
+    def is_float(self, name: str) -> bool:
+        """Whether a value is floating point (unknown types count as float)."""
+        dtype = self.info(name).dtype
+        return dtype is None or is_float(dtype)
+
+    def constant(self, name: str) -> npt.NDArray[Any] | None:
+        """Array of a constant value, else None."""
+        return self.graph.constant(name)
+
+    def need_constant(self, node: Node, index: int, what: str) -> npt.NDArray[Any]:
+        """Array of input `index`; raises `Unsupported` when it is computed at run time."""
+        array = self.graph.constant(node.input(index))
+        if array is None:
+            msg = f"{what} must be constant"
+            raise Unsupported(msg)
+        return array
+
+    # -- building
+
+    def fresh(self, stem: str) -> str:
+        """A tensor name not yet in use: `stem` itself when free."""
+        name, serial = stem, 0
+        while name in self._names:
+            serial += 1
+            name = f"{stem}__{serial}"
+        self._names.add(name)
+        return name
+
+    def const(self, value: npt.ArrayLike, stem: str = "const", dtype: npt.DTypeLike | None = None) -> str:
+        """Emit a ``Const`` (equal small constants are shared) and return its tensor name.
+
+        Python ints become INT32, floats FLOAT.
+        """
+        array = np.asarray(value, dtype=dtype)
+        key = (array.dtype.str, array.shape, array.tobytes()) if array.size <= 64 else None
+        if key is not None and key in self._const_cache:
+            return self._const_cache[key]
+        name = self.fresh(stem)
+        self._add_const(name, array)
+        if key is not None:
+            self._const_cache[key] = name
+        return name
+
+    def emit(
+        self,
+        op_type: str,
+        inputs: Sequence[str],
+        out: str | None = None,
+        *,
+        name: str | None = None,
+        param_type: str | None = None,
+        info: ValueInfo | None = None,
+        default_format: str = "NHWC",
+        **params: Any,
+    ) -> str:
+        """Append an operator with one output and return the output's name.
+
+        Parameters
+        ----------
+        op_type
+            Key of MNN's ``OpType``.
+        inputs
+            Tensor names; constants of the graph are materialised.
+        out
+            Name of the output; None makes one up from the operator type.
+        name
+            Operator name, `out` by default (MNN's custom).
+        param_type, params
+            Union member and fields of its table.
+        info
+            Type and shape of a made-up output, for later `info` queries.
+        """
+        return self.emit_many(
+            op_type,
+            inputs,
+            [out if out is not None else self.fresh(op_type)],
+            name=name,
+            param_type=param_type,
+            infos=[info],
+            default_format=default_format,
+            **params,
+        )[0]
+
+    def emit_many(
+        self,
+        op_type: str,
+        inputs: Sequence[str],
+        outs: Sequence[str],
+        *,
+        name: str | None = None,
+        param_type: str | None = None,
+        infos: Sequence[ValueInfo | None] = (),
+        default_format: str = "NHWC",
+        **params: Any,
+    ) -> list[str]:
+        """`emit` for operators with several outputs."""
+        for tensor in inputs:
+            self.materialise(tensor)
+        for out, info in zip(outs, infos, strict=False):
+            if info is not None:
+                self._infos[out] = info
+        self.ops.append(
+            Op(op_type, name or outs[0], list(inputs), list(outs), param_type, params, default_format)
+        )
+        self._names.update(outs)
+        self._produced.update(outs)
+        return list(outs)
+
+    def materialise(self, name: str) -> None:
+        """Emit the ``Const`` of a graph constant once, before its first use."""
+        if not name or name in self._produced:
+            return
+        array = self.graph.constant(name)
+        if array is not None:
+            self._add_const(name, array)
+
+    def binary(self, kind: str, a: str, b: str, out: str | None = None) -> str:
+        """``BinaryOp`` with numpy broadcasting; `kind` is a key of ``BinaryOpOperation``."""
+        info = self.info(a)
+        return self.emit(
+            "BinaryOp", [a, b], out, param_type="BinaryOp", opType=kind, T=mnn_type(info.dtype),
+            info=ValueInfo(info.dtype),
+        )  # fmt: skip
+
+    def unary(self, kind: str, x: str, out: str | None = None) -> str:
+        """``UnaryOp``; `kind` is a key of ``UnaryOpOperation``."""
+        info = self.info(x)
+        return self.emit(
+            "UnaryOp", [x], out, param_type="UnaryOp", opType=kind, T=mnn_type(info.dtype), info=info
+        )
+
+    def cast(self, x: str, to: str, out: str | None = None) -> str:
+        """``Cast`` to a ``DataType`` key; float to int truncates."""
+        dtype = np.dtype(np.float32 if to == "DT_FLOAT" else np.int32)
+        return self.emit(
+            "Cast", [x], out, param_type="CastParam", dstT=to, srcT="DT_VARIANT",
+            info=ValueInfo(dtype, self.shape(x)),
+        )  # fmt: skip
+
+    def reshape(self, x: str, dims: Sequence[int] | str, out: str | None = None) -> str:
+        """``Reshape`` to constant dims (0 copies, -1 infers) or to a shape tensor."""
+        if isinstance(dims, str):
+            return self.emit("Reshape", [x, dims], out, param_type="Reshape", dimType="NCHW")
+        shape = tuple(d if d > 0 else None for d in dims)
+        target = self.const(list(dims), "shape", np.int32)
+        info = ValueInfo(self.info(x).dtype, shape)
+        return self.emit("Reshape", [x, target], out, param_type="Reshape", dimType="NCHW", info=info)
+
+    def permute(self, x: str, perm: Sequence[int], out: str | None = None) -> str:
+        """``Permute`` (numpy.transpose)."""
+        shape = self.shape(x)
+        moved = None if shape is None else tuple(shape[p] for p in perm)
+        return self.emit(
+            "Permute", [x], out, param_type="Permute", dims=np.asarray(perm, np.int32),
+            info=ValueInfo(self.info(x).dtype, moved),
+        )  # fmt: skip
+
+    def identity(self, x: str, out: str) -> str:
+        """Give a tensor a second name (a reshape to its own shape; MNN drops plain identities at outputs)."""
+        return self.emit("Identity", [x], out, info=self.info(x))
+
+    def _add_const(self, name: str, array: npt.NDArray[Any]) -> None:
+        self.ops.append(Op("Const", name, [], [name], "Blob", blob(array)))
+        self._names.add(name)
+        self._produced.add(name)
+        self._infos[name] = ValueInfo(array.dtype, array.shape)
+
+
+def lower(graph: Graph) -> Model:
+    """Lower a normalised graph to an MNN model (layout conversions are a later pass).
+
+    Raises
+    ------
+    UnsupportedError
+        Names every operator and attribute that cannot be expressed, with node names.
+    """
+    builder = Lowering(graph)
+    for name in graph.inputs:
+        _add_input(builder, name)
+    problems = lower_nodes(builder, graph.nodes)
+    if problems:
+        raise UnsupportedError(problems=problems)
+    outputs = [_output(builder, name) for name in graph.outputs]
+    return Model(ops=builder.ops, outputs=outputs, subgraphs=builder.subgraphs, net={"sourceType": "ONNX"})
+
+
+def lower_nodes(builder: Lowering, nodes: Sequence[Node]) -> list[str]:
+    """Lower nodes in order and return one message per node that is not supported."""
+    problems = []
+    for node in nodes:
+        function = registry.find(node.op_type, node.domain)
+        kind = f"{node.domain}::{node.op_type}" if node.domain else node.op_type
+        if function is None:
+            problems.append(f"{kind} (node {node.label!r}): operator not supported")
+            continue
+        try:
+            function(builder, node)
+        except Unsupported as reason:
+            problems.append(f"{kind} (node {node.label!r}): {reason}")
+    return problems
+
+
+def _add_input(builder: Lowering, name: str) -> None:
+    info = builder.graph.info(name)
+    if info.shape is None:
+        msg = f"graph input {name!r} has no shape: give one with --input-shape {name}=..."
+        raise UnsupportedError(problems=[msg])
+    dims = np.asarray([d if isinstance(d, int) else -1 for d in info.shape], np.int32)
+    builder.emit(
+        "Input",
+        [],
+        name,
+        param_type="Input",
+        dims=dims,
+        dtype=mnn_type(info.dtype),
+        dformat="NCHW",
+        info=info,
+    )
+
+
+def _output(builder: Lowering, name: str) -> str:
+    """Make sure that an operator produces the output under its own name."""
+    builder.materialise(name)
+    return name

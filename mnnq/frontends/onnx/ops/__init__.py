@@ -1,0 +1,1 @@
+"""Lowerings of ONNX operators, a module per family; `mnnq.frontends.onnx.registry` imports them all."""

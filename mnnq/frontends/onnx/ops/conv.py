@@ -1,0 +1,3 @@
+"""Convolution and transposed convolution."""
+
+from __future__ import annotations
