@@ -1,0 +1,54 @@
+//! The memory of one run of a plan.
+
+/// 64 bytes: the unit of the arena, one cache line.
+pub(crate) type Line = [u128; LINE_WORDS];
+
+const LINE_WORDS: usize = 4;
+
+/// Bytes of a [`Line`].
+pub(crate) const LINE_BYTES: usize = size_of::<Line>();
+
+/// Memory for all intermediate tensors of a plan, aligned to 64 bytes.
+pub(crate) struct Arena {
+    words: Vec<u128>,
+    start: usize,
+    lines: usize,
+}
+
+impl Arena {
+    /// An arena of `lines` lines, zeroed by the operating system as they are first touched.
+    pub(crate) fn new(lines: usize) -> Self {
+        let words = vec![0_u128; (lines + 1) * LINE_WORDS];
+        let start = words.as_ptr().align_offset(LINE_BYTES).min(LINE_WORDS);
+        Self { words, start, lines }
+    }
+
+    /// The lines.
+    pub(crate) fn lines(&self) -> &[Line] {
+        bytemuck::cast_slice(&self.words[self.start..self.start + self.lines * LINE_WORDS])
+    }
+
+    /// The lines, to be written.
+    pub(crate) fn lines_mut(&mut self) -> &mut [Line] {
+        bytemuck::cast_slice_mut(&mut self.words[self.start..self.start + self.lines * LINE_WORDS])
+    }
+
+    /// Bytes.
+    pub(crate) fn bytes(&self) -> &[u8] {
+        bytemuck::cast_slice(self.lines())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn lines_are_aligned() {
+        for lines in [0, 1, 7] {
+            let mut arena = Arena::new(lines);
+            assert_eq!(arena.lines().len(), lines);
+            assert_eq!(arena.lines_mut().as_ptr().align_offset(LINE_BYTES), 0);
+        }
+    }
+}

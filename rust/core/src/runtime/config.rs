@@ -1,0 +1,74 @@
+//! Options of a session.
+
+use super::error::RuntimeError;
+
+/// How exact float arithmetic is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default)]
+pub enum PrecisionMode {
+    /// Single precision.
+    #[default]
+    Normal,
+    /// Single precision storage; sums of reductions and normalizations in double precision.
+    High,
+    /// Float weights are stored and read in half precision, arithmetic is in single precision.
+    Low,
+}
+
+/// What is traded for memory.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default)]
+pub enum MemoryMode {
+    /// Quantized weights are expanded to floats once.
+    #[default]
+    Normal,
+    /// Quantized weights stay in the bits of the file and are expanded tile by tile while running.
+    Low,
+}
+
+/// Options of a session.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct SessionOptions {
+    /// Threads per run. Results do not depend on it.
+    pub threads: usize,
+    /// Precision of float arithmetic.
+    pub precision: PrecisionMode,
+    /// Memory mode.
+    pub memory: MemoryMode,
+    /// How many plans (one per set of input shapes) are kept; the one not used for longest goes first.
+    pub plan_cache: usize,
+    /// Whether element-wise operators are fused into the operator before them.
+    pub fuse: bool,
+}
+
+impl Default for SessionOptions {
+    fn default() -> Self {
+        Self {
+            threads: 1,
+            precision: PrecisionMode::default(),
+            memory: MemoryMode::default(),
+            plan_cache: 16,
+            fuse: true,
+        }
+    }
+}
+
+impl SessionOptions {
+    /// Most threads a session may have.
+    pub const MAX_THREADS: usize = 1024;
+
+    /// Checks the ranges.
+    ///
+    /// # Errors
+    /// [`RuntimeError::Option`] if `threads` is not 1 to 1024 or `plan_cache` is 0.
+    pub fn check(&self) -> Result<(), RuntimeError> {
+        let bad = |key, got: usize, wanted: &str| {
+            Err(RuntimeError::Option { key, got: got.to_string(), wanted: wanted.to_owned() })
+        };
+        if !(1..=Self::MAX_THREADS).contains(&self.threads) {
+            return bad("threads", self.threads, "1 to 1024");
+        }
+        if self.plan_cache == 0 {
+            return bad("plan_cache", 0, "1 or more");
+        }
+        Ok(())
+    }
+}

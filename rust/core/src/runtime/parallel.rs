@@ -1,0 +1,93 @@
+//! The threads of a session.
+//!
+//! Work is cut into chunks whose bounds and arithmetic do not depend on the number of threads, so results are
+//! the same bit for bit whatever it is.
+
+use rayon::prelude::*;
+
+use super::error::RuntimeError;
+
+/// A pool of threads, or none for single-threaded sessions.
+pub struct Parallel {
+    pool: Option<rayon::ThreadPool>,
+    threads: usize,
+}
+
+impl Parallel {
+    /// `threads` threads; with one the caller's thread does the work.
+    ///
+    /// # Errors
+    /// [`RuntimeError::Threads`] if the threads cannot be started.
+    pub fn new(threads: usize) -> Result<Self, RuntimeError> {
+        let pool = (threads > 1)
+            .then(|| {
+                rayon::ThreadPoolBuilder::new()
+                    .num_threads(threads)
+                    .thread_name(|index| format!("mnnq-{index}"))
+                    .build()
+            })
+            .transpose()
+            .map_err(|source| RuntimeError::Threads { threads, problem: source.to_string() })?;
+        Ok(Self { pool, threads: threads.max(1) })
+    }
+
+    /// The caller's thread only.
+    #[must_use]
+    pub fn single() -> Self {
+        Self { pool: None, threads: 1 }
+    }
+
+    /// Number of threads.
+    #[must_use]
+    pub fn threads(&self) -> usize {
+        self.threads
+    }
+
+    /// Calls `work` inside the pool, so that the loops below need no hand-over.
+    pub fn install<R: Send>(&self, work: impl FnOnce() -> R + Send) -> R {
+        match &self.pool {
+            Some(pool) => pool.install(work),
+            None => work(),
+        }
+    }
+
+    /// Calls `work(i, chunk)` for consecutive chunks of `len` elements; the last one may be shorter.
+    pub fn for_each_chunk<T: Send>(&self, data: &mut [T], len: usize, work: impl Fn(usize, &mut [T]) + Sync + Send) {
+        let len = len.max(1);
+        if self.pool.is_none() || data.len() <= len {
+            data.chunks_mut(len).enumerate().for_each(|(i, chunk)| work(i, chunk));
+        } else {
+            data.par_chunks_mut(len).enumerate().for_each(|(i, chunk)| work(i, chunk));
+        }
+    }
+
+    /// As [`for_each_chunk`](Self::for_each_chunk), with a piece of `scratch` of `scratch_len` elements for each
+    /// thread; `scratch` must hold [`threads`](Self::threads) of them. Chunks are dealt out in contiguous runs.
+    pub fn for_each_chunk_with<T: Send, S: Send>(
+        &self,
+        data: &mut [T],
+        len: usize,
+        scratch: &mut [S],
+        scratch_len: usize,
+        work: impl Fn(usize, &mut [T], &mut [S]) + Sync + Send,
+    ) {
+        let len = len.max(1);
+        let chunks = data.len().div_ceil(len);
+        let runs = self.threads.min(chunks).max(1);
+        if self.pool.is_none() || runs == 1 {
+            let scratch = &mut scratch[..scratch_len];
+            data.chunks_mut(len).enumerate().for_each(|(i, chunk)| work(i, chunk, scratch));
+            return;
+        }
+        let per_run = chunks.div_ceil(runs);
+        data.par_chunks_mut(per_run * len)
+            .zip(scratch.par_chunks_mut(scratch_len.max(1)))
+            .enumerate()
+            .for_each(|(run, (data, scratch))| {
+                let scratch = if scratch_len == 0 { &mut [][..] } else { scratch };
+                for (i, chunk) in data.chunks_mut(len).enumerate() {
+                    work(run * per_run + i, chunk, scratch);
+                }
+            });
+    }
+}
