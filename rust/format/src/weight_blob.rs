@@ -12,9 +12,11 @@
 //! | 4 | int8 codes, nothing else |
 #![deny(clippy::as_conversions, clippy::indexing_slicing, clippy::arithmetic_side_effects)]
 
+mod decode;
 mod encode;
 
-pub use encode::{EncodeOptions, EncodedWeights, ScaleStorage, encode, half_bytes};
+pub use decode::{decode, decode_half, decode_sparse_float};
+pub use encode::{EncodeOptions, EncodedWeights, ScaleStorage, encode, half_bytes, half_table};
 
 /// The code that stands for zero in an asymmetric row: `round(-min / scale) - 2^(bits-1)`, rounding half away
 /// from zero, or `-2^(bits-1)` for a row without extent (`scale <= 1e-6`). It can lie outside of the codes.

@@ -4,7 +4,9 @@ use half::f16;
 
 use crate::bitpack;
 use crate::error::{FormatError, Problem, Result};
+use crate::model::Table;
 use crate::quantized::{QuantizedWeights, half};
+use crate::schema::{ScaleStorageType, TableKind, idst_quan};
 use crate::weight_blob::zero_code;
 
 /// How scales and minima are stored.
@@ -47,6 +49,44 @@ pub struct EncodedWeights {
     pub a_min: i32,
     /// The number of rows if asymmetric, else 0.
     pub read_type: i32,
+}
+
+impl EncodedWeights {
+    /// The `IDSTQuan` table, with all fields that MNN's own converter sets for such weights.
+    #[must_use]
+    pub fn into_table(self) -> Table {
+        let mut table = Table::new(TableKind::IDSTQuan);
+        table
+            .set(idst_quan::BUFFER, signed(self.buffer))
+            .set(idst_quan::TYPE, self.kind)
+            .set(idst_quan::QUANT_SCALE, 1.0)
+            .set(idst_quan::A_MAX_OR_BITS, i32::from(self.bits))
+            .set(idst_quan::A_MIN, self.a_min)
+            .set(idst_quan::READ_TYPE, self.read_type)
+            .set(idst_quan::SHAPE_INT32, self.shape_int32);
+        match self.scales {
+            ScaleStorage::F32 => table.set(idst_quan::ALPHA, self.alpha),
+            ScaleStorage::F16 => {
+                let bits: Vec<u16> = self.alpha.iter().map(|&value| f16::from_f32(value).to_bits()).collect();
+                table.set(idst_quan::SCALE_STORAGE, ScaleStorageType::FP16).set(idst_quan::ALPHA_FP16, bits)
+            }
+        };
+        table
+    }
+}
+
+/// The same bytes as signed numbers, without copying.
+fn signed(bytes: Vec<u8>) -> Vec<i8> {
+    bytemuck::cast_vec(bytes)
+}
+
+/// An `IDSTQuan` table of type 3: the weights as half floats (see [`half_bytes`]), no scales.
+#[must_use]
+pub fn half_table(weights: &[f32]) -> Table {
+    Table::new(TableKind::IDSTQuan)
+        .with(idst_quan::BUFFER, signed(half_bytes(weights)))
+        .with(idst_quan::TYPE, 3)
+        .with(idst_quan::QUANT_SCALE, 1.0)
 }
 
 /// Encodes weights in the dense layout, or in the sparse one where that is asked for and smaller.
