@@ -133,7 +133,8 @@ def run(command: list[str], cwd: Path) -> tuple[float, int]:
     _, status, usage = os.wait4(pid, 0)
     seconds = time.perf_counter() - start
     if status != 0:
-        raise SystemExit(f"{' '.join(command)} failed:\n{(cwd / 'stderr.txt').read_text()[-2000:]}")
+        msg = f"{' '.join(command)} failed:\n{(cwd / 'stderr.txt').read_text()[-2000:]}"
+        raise SystemExit(msg)
     return seconds, usage.ru_maxrss * 1024
 
 

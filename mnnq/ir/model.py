@@ -121,6 +121,7 @@ class Model:
                 [copy_op(op) for op in sub.ops],
                 list(sub.inputs),
                 list(sub.outputs),
+                list(sub.tensor_order),
                 dict(sub.extra),
             )
             for name, sub in self.subgraphs.items()

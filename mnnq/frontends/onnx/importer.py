@@ -11,9 +11,9 @@ import numpy as np
 import numpy.typing as npt
 import onnx
 import onnx.inliner
-import onnx.numpy_helper
 
 from mnnq.errors import ConfigError, ModelError, UnsupportedError
+from mnnq.frontends.onnx.proto_file import Payloads, open_model, to_array
 from mnnq.ir.graph import Dim, Graph, Node, ValueInfo
 
 _log = logging.getLogger(__name__)
@@ -47,38 +47,30 @@ def load_graph(
     ConfigError
         `input_shapes` names an unknown input or contradicts the model.
     """
-    proto, base = _load_proto(source)
-    origin = str(source) if not isinstance(source, onnx.ModelProto) else "<memory>"
+    payloads: Payloads = {}
+    if isinstance(source, onnx.ModelProto):
+        proto, base, origin = source, Path(), "<memory>"
+    else:
+        path = Path(source)
+        proto, payloads = open_model(path)
+        base, origin = path.parent, str(path)
     try:
+        big = {proto.graph.initializer[i].name: view for i, view in payloads.items()}
         if proto.functions:
             proto = onnx.inliner.inline_local_functions(proto)
         opset = _default_opset(proto, origin)
-        graph = _graph(proto.graph, opset, base)
+        graph = _graph(proto.graph, opset, base, big)
     except (onnx.checker.ValidationError, ValueError, TypeError, KeyError) as error:
         msg = f"not a valid ONNX model: {error}"
         raise ModelError(msg, file=origin) from error
+    except ModelError as error:
+        error.file = error.file or origin
+        raise
     if not graph.outputs:
         msg = "not a valid ONNX model: it has no outputs"
         raise ModelError(msg, file=origin)
     _fix_shapes(graph, input_shapes or {})
     return graph
-
-
-def _load_proto(source: str | Path | onnx.ModelProto) -> tuple[onnx.ModelProto, Path]:
-    if isinstance(source, onnx.ModelProto):
-        return source, Path()
-    path = Path(source)
-    try:
-        proto = onnx.load(path, load_external_data=False)
-    except OSError:
-        raise
-    except Exception as error:  # protobuf raises several unrelated types
-        msg = f"not an ONNX file, or a damaged one: {error}"
-        raise ModelError(msg, file=str(path)) from error
-    if not proto.HasField("graph"):
-        msg = "not an ONNX file, or a damaged one: it holds no graph"
-        raise ModelError(msg, file=str(path))
-    return proto, path.parent
 
 
 def _default_opset(proto: onnx.ModelProto, origin: str) -> int:
@@ -95,10 +87,12 @@ def _default_opset(proto: onnx.ModelProto, origin: str) -> int:
     return int(version)
 
 
-def _graph(proto: onnx.GraphProto, opset: int, base: Path) -> Graph:
+def _graph(
+    proto: onnx.GraphProto, opset: int, base: Path, big: Mapping[str, memoryview] | None = None
+) -> Graph:
     graph = Graph(proto.name, opset)
     for tensor in proto.initializer:
-        graph.constants[tensor.name] = _array(tensor, base)
+        graph.constants[tensor.name] = to_array(tensor, base, (big or {}).get(tensor.name))
     for sparse in proto.sparse_initializer:
         graph.constants[sparse.values.name] = _dense(sparse, base)
     for value in proto.input:
@@ -123,7 +117,7 @@ def _attribute(attr: onnx.AttributeProto, opset: int, base: Path) -> Any:
     if attr.type == kind.GRAPH:
         return _graph(attr.g, opset, base)
     if attr.type == kind.TENSOR:
-        return _array(attr.t, base)
+        return to_array(attr.t, base)
     if attr.type == kind.SPARSE_TENSOR:
         return _dense(attr.sparse_tensor, base)
     if attr.type == kind.GRAPHS:
@@ -136,13 +130,8 @@ def _attribute(attr: onnx.AttributeProto, opset: int, base: Path) -> Any:
     return value
 
 
-def _array(tensor: onnx.TensorProto, base: Path) -> npt.NDArray[Any]:
-    array: npt.NDArray[Any] = onnx.numpy_helper.to_array(tensor, str(base))
-    return array
-
-
 def _dense(sparse: onnx.SparseTensorProto, base: Path) -> npt.NDArray[Any]:
-    values, indices = _array(sparse.values, base), _array(sparse.indices, base)
+    values, indices = to_array(sparse.values, base), to_array(sparse.indices, base)
     dense = np.zeros(tuple(sparse.dims), values.dtype)
     if indices.ndim == 1:
         dense.reshape(-1)[indices] = values
