@@ -1,2 +1,12 @@
 //! Quantizers and the graph runtime.
+//!
+//! * [`tensor`]: element types, shapes, layouts, views.
+//! * [`graph`]: a model as operators and the tensors between them.
+//! * [`ops`]: the operators.
+//! * [`runtime`]: planning and running; [`Session`](runtime::Session) is where users start.
 #![deny(unsafe_code)]
+
+pub mod graph;
+pub mod ops;
+pub mod runtime;
+pub mod tensor;

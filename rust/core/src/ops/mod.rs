@@ -1,0 +1,45 @@
+//! Operators: attributes, shape rules, kernels.
+//!
+//! See `docs/adding-an-operator.md`.
+
+mod epilogue;
+mod error;
+mod operator;
+mod registry;
+mod support;
+
+mod binary;
+mod cast;
+mod concat;
+mod control;
+mod conv;
+mod conv_weights;
+mod deconv;
+mod depthwise;
+mod gather;
+mod interp;
+mod layer_norm;
+mod matmul;
+mod pad;
+mod permute;
+mod pool;
+mod quantize;
+mod raster;
+mod reduce;
+mod reshape;
+mod select;
+mod shape_ops;
+mod slice;
+mod softmax;
+mod space_depth;
+mod unary;
+
+pub use epilogue::{Activation, BoundEpilogue, Epilogue, EpilogueStep, QuantInfo};
+pub use error::{OpError, OpResult};
+pub use operator::{
+    Alias, AsEpilogue, Fact, Facts, InferError, InferResult, Kernel, Layouts, Operator, PrepareContext, StepIo,
+};
+pub use registry::{OpSource, Semantics, Subgraphs, create_operator, supported_operators};
+pub use unary::UnaryFn;
+
+pub(crate) use permute::copy_kernel;

@@ -1,0 +1,190 @@
+//! From operator types to operators: one line per type.
+
+use std::sync::Arc;
+
+use mnnq_format::model::Table;
+use mnnq_format::schema::{NetSource, OpType, TableKind};
+use smallvec::SmallVec;
+
+use super::epilogue::QuantInfo;
+use super::error::{OpError, OpResult};
+use super::operator::Operator;
+use super::*;
+use crate::graph::ValueId;
+use crate::runtime::config::SessionOptions;
+use crate::runtime::executor::Executor;
+
+/// Whose rules a file follows where tools differ.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Semantics {
+    /// The file was written by this project: operators mean what ONNX says.
+    pub ours: bool,
+    /// The framework the graph came from.
+    pub source: NetSource,
+}
+
+/// What an operator is built from.
+pub struct OpSource<'a> {
+    /// Its type.
+    pub op_type: OpType,
+    /// Its `Op` table.
+    pub table: &'a Table,
+    /// Its parameter table.
+    pub main: Option<&'a Table>,
+    /// Number of inputs.
+    pub inputs: usize,
+    /// Number of outputs.
+    pub outputs: usize,
+    /// Whose rules the file follows.
+    pub semantics: Semantics,
+    /// Options of the session.
+    pub options: &'a SessionOptions,
+    /// Quantization of the inputs.
+    pub input_quant: SmallVec<[Option<QuantInfo>; 4]>,
+    /// Quantization of the outputs.
+    pub output_quant: SmallVec<[Option<QuantInfo>; 2]>,
+    /// Tensor ids of the inputs, to which `Raster` regions refer.
+    pub input_ids: &'a [Option<ValueId>],
+    /// `TensorDescribe` tables of the outputs, in files whose shapes are fixed.
+    pub described: Vec<Option<&'a Table>>,
+}
+
+impl<'a> OpSource<'a> {
+    /// The parameter table, which must be of this kind.
+    ///
+    /// # Errors
+    /// [`OpError::Parameter`].
+    pub fn param(&self, kind: TableKind) -> OpResult<&'a Table> {
+        self.optional_param(kind)?
+            .ok_or(OpError::Parameter { wanted: kind.name(), got: "absent".to_owned() })
+    }
+
+    /// The parameter table, if there is one; it must be of this kind.
+    ///
+    /// # Errors
+    /// [`OpError::Parameter`].
+    pub fn optional_param(&self, kind: TableKind) -> OpResult<Option<&'a Table>> {
+        match self.main {
+            Some(table) if table.kind() != kind => {
+                Err(OpError::Parameter { wanted: kind.name(), got: table.kind().name().to_owned() })
+            }
+            main => Ok(main),
+        }
+    }
+
+    /// Checks the number of outputs.
+    ///
+    /// # Errors
+    /// [`OpError::OutputCount`].
+    pub fn expect_outputs(&self, wanted: usize) -> OpResult<()> {
+        if self.outputs != wanted {
+            return Err(OpError::OutputCount { wanted, got: self.outputs });
+        }
+        Ok(())
+    }
+}
+
+/// Access to the subgraphs of a file.
+pub trait Subgraphs {
+    /// The subgraph called `name`, ready to be planned. Each is built once.
+    ///
+    /// # Errors
+    /// [`OpError::Subgraph`] if it is not in the file, contains itself, or cannot be built.
+    fn executor(&mut self, name: &str) -> OpResult<Arc<Executor>>;
+}
+
+type Create = fn(&OpSource<'_>, &mut dyn Subgraphs) -> OpResult<Arc<dyn Operator>>;
+
+/// Wraps a constructor that needs no subgraphs.
+macro_rules! op {
+    ($create:path) => {
+        |source, _| Ok(Arc::new($create(source)?) as Arc<dyn Operator>)
+    };
+}
+
+#[rustfmt::skip]
+const REGISTRY: &[(OpType, Create)] = &[
+    (OpType::AbsVal, op!(unary::Unary::plain)),
+    (OpType::ArgMax, op!(reduce::ArgReduce::new)),
+    (OpType::ArgMin, op!(reduce::ArgReduce::new)),
+    (OpType::BinaryOp, op!(binary::Binary::new)),
+    (OpType::BroadcastTo, op!(shape_ops::BroadcastTo::new)),
+    (OpType::Cast, op!(cast::Cast::new)),
+    (OpType::CastLike, op!(cast::Cast::like)),
+    (OpType::Concat, op!(concat::Concat::new)),
+    (OpType::ConvertTensor, op!(reshape::Identity::convert)),
+    (OpType::ConvInt8, conv::create),
+    (OpType::Convolution, conv::create),
+    (OpType::ConvolutionDepthwise, conv::create),
+    (OpType::Copy, op!(reshape::Identity::new)),
+    (OpType::Deconvolution, op!(deconv::Deconv::new)),
+    (OpType::DeconvolutionDepthwise, op!(deconv::Deconv::new)),
+    (OpType::DepthToSpace, op!(space_depth::SpaceDepth::new)),
+    (OpType::DepthwiseConvInt8, conv::create),
+    (OpType::Dropout, op!(reshape::Identity::new)),
+    (OpType::Eltwise, op!(binary::Binary::eltwise)),
+    (OpType::ELU, op!(unary::Unary::plain)),
+    (OpType::ExpandDims, op!(reshape::Unsqueeze::new)),
+    (OpType::Fill, op!(shape_ops::Fill::new)),
+    (OpType::Flatten, op!(reshape::Flatten::new)),
+    (OpType::FloatToInt8, op!(quantize::FloatToInt8::new)),
+    (OpType::Gather, op!(gather::Gather::new)),
+    (OpType::GatherV2, op!(gather::Gather::new)),
+    (OpType::Identity, op!(reshape::Identity::new)),
+    (OpType::If, control::create_if),
+    (OpType::Int8ToFloat, op!(quantize::Int8ToFloat::new)),
+    (OpType::Interp, op!(interp::Interp::new)),
+    (OpType::LayerNorm, op!(layer_norm::LayerNorm::new)),
+    (OpType::MatMul, op!(matmul::MatMul::new)),
+    (OpType::Pack, op!(concat::Concat::pack)),
+    (OpType::Padding, op!(pad::Pad::new)),
+    (OpType::Permute, op!(permute::Permute::new)),
+    (OpType::Pooling, op!(pool::Pool::new)),
+    (OpType::Pooling3D, op!(pool::Pool::new_3d)),
+    (OpType::PReLU, op!(binary::Prelu::new)),
+    (OpType::Range, op!(shape_ops::Range::new)),
+    (OpType::Rank, op!(shape_ops::ShapeOf::new)),
+    (OpType::Raster, op!(raster::Raster::new)),
+    (OpType::Reduction, op!(reduce::Reduce::new)),
+    (OpType::ReLU, op!(unary::Unary::plain)),
+    (OpType::ReLU6, op!(unary::Unary::plain)),
+    (OpType::Reshape, op!(reshape::Reshape::new)),
+    (OpType::Reverse, op!(slice::Reverse::new)),
+    (OpType::Scale, op!(binary::Scale::new)),
+    (OpType::Select, op!(select::Select::new)),
+    (OpType::Selu, op!(unary::Unary::plain)),
+    (OpType::Shape, op!(shape_ops::ShapeOf::new)),
+    (OpType::Sigmoid, op!(unary::Unary::plain)),
+    (OpType::Size, op!(shape_ops::ShapeOf::new)),
+    (OpType::Slice, op!(slice::Split::new)),
+    (OpType::SliceTf, op!(slice::Slice::tf)),
+    (OpType::Softmax, op!(softmax::Softmax::new)),
+    (OpType::SpaceToDepth, op!(space_depth::SpaceDepth::new)),
+    (OpType::Squeeze, op!(reshape::Squeeze::new)),
+    (OpType::StridedSlice, op!(slice::Slice::strided)),
+    (OpType::TanH, op!(unary::Unary::plain)),
+    (OpType::Tile, op!(shape_ops::Tile::new)),
+    (OpType::Transpose, op!(permute::Permute::new)),
+    (OpType::UnaryOp, op!(unary::Unary::new)),
+    (OpType::Unpack, op!(slice::Split::unpack)),
+    (OpType::Unsqueeze, op!(reshape::Unsqueeze::new)),
+    (OpType::Where, op!(select::Where::new)),
+    (OpType::While, control::create_while),
+];
+
+/// Builds the operator of a node.
+///
+/// # Errors
+/// [`OpError::Unsupported`] for an unknown type, otherwise what is wrong with its attributes.
+pub fn create_operator(source: &OpSource<'_>, subgraphs: &mut dyn Subgraphs) -> OpResult<Arc<dyn Operator>> {
+    let (_, create) = REGISTRY
+        .iter()
+        .find(|(op_type, _)| *op_type == source.op_type)
+        .ok_or_else(|| OpError::unsupported("this operator type"))?;
+    create(source, subgraphs)
+}
+
+/// Names of the operator types that can be run, `Input` and `Const` apart.
+pub fn supported_operators() -> impl Iterator<Item = String> {
+    REGISTRY.iter().map(|(op_type, _)| op_type.to_string())
+}

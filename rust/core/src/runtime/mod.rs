@@ -1,0 +1,21 @@
+//! Planning and running graphs.
+
+pub(crate) mod arena;
+pub mod config;
+pub mod error;
+pub mod executor;
+pub(crate) mod host;
+mod lifetimes;
+mod lower;
+pub mod parallel;
+mod plan;
+mod planner;
+pub mod profile;
+pub mod session;
+
+pub use config::{MemoryMode, PrecisionMode, SessionOptions};
+pub use error::RuntimeError;
+pub use executor::Executor;
+pub use parallel::Parallel;
+pub use profile::StepProfile;
+pub use session::{Session, TensorInfo};

@@ -1,0 +1,258 @@
+//! The public face of the runtime.
+
+use std::path::Path;
+
+use mnnq_format::{Model, ReadLimits, SideFile, read, read_file};
+use smallvec::SmallVec;
+
+use super::config::SessionOptions;
+use super::error::RuntimeError;
+use super::executor::{Executor, Request};
+use super::parallel::Parallel;
+use super::plan::Observer;
+use super::profile::StepProfile;
+use crate::graph::{GraphInput, ValueId, build};
+use crate::tensor::{DType, Shape, Tensor, TensorDesc, TensorView};
+
+/// An input or output of a model.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct TensorInfo {
+    /// Its name.
+    pub name: String,
+    /// Element type; `None` if only running tells.
+    pub dtype: Option<DType>,
+    /// Shape, -1 for lengths that vary; `None` if only running tells.
+    pub dims: Option<Vec<i64>>,
+}
+
+/// A model that is ready to run.
+///
+/// Runs may be started from several threads at once: a plan is shared, its memory is not.
+///
+/// ```no_run
+/// use mnnq_core::runtime::{Session, SessionOptions};
+/// use mnnq_core::tensor::{Shape, TensorView};
+///
+/// let session = Session::open("model.mnn".as_ref(), SessionOptions::default())?;
+/// let image = vec![0.0_f32; 3 * 224 * 224];
+/// let input = TensorView::of(Shape::new(&[1, 3, 224, 224])?, &image)?;
+/// let outputs = session.run(&[("input", input)], &[])?;
+/// println!("{:?}", outputs[0].data::<f32>());
+/// # Ok::<(), mnnq_core::runtime::RuntimeError>(())
+/// ```
+pub struct Session {
+    executor: Executor,
+    parallel: Parallel,
+    options: SessionOptions,
+    /// Names of the outputs, in the order of the file.
+    outputs: Vec<String>,
+}
+
+impl Session {
+    /// Opens a `.mnn` file. It is mapped into memory; weights that need no conversion are used where they lie.
+    ///
+    /// # Errors
+    /// [`RuntimeError::Format`] if the file cannot be read or is broken, [`RuntimeError::Unsupported`] naming all
+    /// operators and attributes that cannot be run, [`RuntimeError::Option`] for wrong options.
+    pub fn open(path: &Path, options: SessionOptions) -> Result<Self, RuntimeError> {
+        options.check()?;
+        let model = read_file(path, &SideFile::Beside, &ReadLimits::default())?;
+        Self::new(&model, options)
+    }
+
+    /// A session from the bytes of a `.mnn` file.
+    ///
+    /// # Errors
+    /// Those of [`open`](Self::open).
+    pub fn from_bytes(bytes: impl Into<bytes::Bytes>, options: SessionOptions) -> Result<Self, RuntimeError> {
+        options.check()?;
+        let model = read(bytes, &ReadLimits::default())?;
+        Self::new(&model, options)
+    }
+
+    /// A session from a model in memory.
+    ///
+    /// # Errors
+    /// Those of [`open`](Self::open).
+    pub fn new(model: &Model, options: SessionOptions) -> Result<Self, RuntimeError> {
+        options.check()?;
+        let graph = build(model, &options)?;
+        let outputs = graph.outputs.iter().map(|&value| graph.names[value].clone()).collect();
+        let parallel = Parallel::new(options.threads)?;
+        let executor = Executor::new(graph, options.clone());
+        Ok(Self { executor, parallel, options, outputs })
+    }
+
+    /// The options.
+    #[must_use]
+    pub fn options(&self) -> &SessionOptions {
+        &self.options
+    }
+
+    /// The inputs, in the order of the file.
+    #[must_use]
+    pub fn inputs(&self) -> Vec<TensorInfo> {
+        let info = |input: &GraphInput| TensorInfo {
+            name: input.name.clone(),
+            dtype: Some(input.dtype),
+            dims: input.dims.clone(),
+        };
+        self.executor.graph().inputs.iter().map(info).collect()
+    }
+
+    /// The outputs, in the order of the file. Types and shapes are those for inputs whose varying lengths are 1,
+    /// if the model can be planned for these; lengths that differ when they are 2 are given as -1.
+    #[must_use]
+    pub fn outputs(&self) -> Vec<TensorInfo> {
+        let (one, two) = (self.output_descs(1), self.output_descs(2));
+        let infos = self.outputs.iter().enumerate().map(|(index, name)| {
+            let (a, b) = (one.get(index).copied().flatten(), two.get(index).copied().flatten());
+            let dims = match (a, b) {
+                (Some(a), Some(b)) if a.shape.rank() == b.shape.rank() => Some(
+                    a.shape.iter().zip(b.shape.iter()).map(|(&a, &b)| if a == b { a as i64 } else { -1 }).collect(),
+                ),
+                _ => None,
+            };
+            TensorInfo { name: name.clone(), dtype: a.or(b).map(|desc| desc.dtype), dims }
+        });
+        infos.collect()
+    }
+
+    /// Descriptions of the outputs if every varying input length is `length`.
+    fn output_descs(&self, length: usize) -> Vec<Option<TensorDesc>> {
+        let graph = self.executor.graph();
+        let mut found = vec![None; graph.outputs.len()];
+        let inputs: Option<Vec<TensorDesc>> = graph
+            .inputs
+            .iter()
+            .map(|input| {
+                let dims = input.dims.as_ref()?;
+                let dims: Vec<usize> = dims.iter().map(|&d| usize::try_from(d).unwrap_or(length)).collect();
+                Some(TensorDesc::new(input.dtype, Shape::new(&dims).ok()?))
+            })
+            .collect();
+        let Some(inputs) = inputs else { return found };
+        let request = Request { inputs: &inputs, known: &[], outputs: &graph.outputs, observe: false };
+        if let Ok(plan) = self.executor.plan(&request) {
+            for (position, located) in &plan.results {
+                found[*position] = Some(located.desc);
+            }
+        }
+        found
+    }
+
+    /// Runs the model.
+    ///
+    /// `feeds`: every input by name, row-major. `outputs`: names of the outputs wanted, all if empty; the result
+    /// has them in this order, row-major.
+    ///
+    /// # Errors
+    /// [`RuntimeError::MissingInput`], [`UnknownInput`](RuntimeError::UnknownInput),
+    /// [`InputType`](RuntimeError::InputType), [`InputShape`](RuntimeError::InputShape) or
+    /// [`UnknownOutput`](RuntimeError::UnknownOutput) naming the tensor; [`RuntimeError::Op`] if an operator
+    /// cannot take the shapes or contents it gets.
+    pub fn run(&self, feeds: &[(&str, TensorView<'_>)], outputs: &[&str]) -> Result<Vec<Tensor>, RuntimeError> {
+        self.run_with(feeds, outputs, None)
+    }
+
+    /// Runs the model and shows `observer` every tensor that is computed, by its name in the file: the inputs
+    /// first, then in order of execution. Views are in the layout the runtime works in. Nothing is fused, so that
+    /// every tensor of the file exists.
+    ///
+    /// # Errors
+    /// Those of [`run`](Self::run).
+    pub fn observe(
+        &self,
+        feeds: &[(&str, TensorView<'_>)],
+        outputs: &[&str],
+        observer: Observer<'_>,
+    ) -> Result<Vec<Tensor>, RuntimeError> {
+        self.run_with(feeds, outputs, Some(observer))
+    }
+
+    fn run_with(
+        &self,
+        feeds: &[(&str, TensorView<'_>)],
+        outputs: &[&str],
+        observer: Option<Observer<'_>>,
+    ) -> Result<Vec<Tensor>, RuntimeError> {
+        let graph = self.executor.graph();
+        let views = self.ordered(feeds)?;
+        let descs: SmallVec<[TensorDesc; 4]> = views.iter().map(TensorView::desc).collect();
+        let wanted: SmallVec<[ValueId; 4]> = if outputs.is_empty() {
+            graph.outputs.iter().copied().collect()
+        } else {
+            outputs.iter().map(|name| self.output(name)).collect::<Result<_, _>>()?
+        };
+        let request =
+            Request { inputs: &descs, known: &[], outputs: &wanted, observe: observer.is_some() };
+        let plan = self.executor.plan(&request)?;
+        let mut found: Vec<Option<Tensor>> = vec![None; wanted.len()];
+        self.parallel.install(|| {
+            self.executor.run(&plan, &views, &self.parallel, observer, &mut |position, view| {
+                found[position] = Some(Tensor::from_view(view));
+            })
+        })?;
+        found
+            .into_iter()
+            .zip(&wanted)
+            .map(|(tensor, &value)| {
+                tensor.ok_or_else(|| RuntimeError::Internal {
+                    problem: format!("output {:?} was not computed", graph.names[value]),
+                })
+            })
+            .collect()
+    }
+
+    fn output(&self, name: &str) -> Result<ValueId, RuntimeError> {
+        let position = self.outputs.iter().position(|output| output == name);
+        position.map(|position| self.executor.graph().outputs[position]).ok_or_else(|| {
+            RuntimeError::UnknownOutput { name: name.to_owned(), known: self.outputs.clone() }
+        })
+    }
+
+    /// The feeds in the order of the inputs, checked.
+    fn ordered<'a>(
+        &self,
+        feeds: &[(&str, TensorView<'a>)],
+    ) -> Result<SmallVec<[TensorView<'a>; 4]>, RuntimeError> {
+        let inputs = &self.executor.graph().inputs;
+        if let Some((name, _)) = feeds.iter().find(|(name, _)| !inputs.iter().any(|input| input.name == *name)) {
+            let known = inputs.iter().map(|input| input.name.clone()).collect();
+            return Err(RuntimeError::UnknownInput { name: (*name).to_owned(), known });
+        }
+        inputs
+            .iter()
+            .map(|input| {
+                let feed = feeds.iter().find(|(name, _)| *name == input.name);
+                let (_, view) = feed.ok_or_else(|| RuntimeError::MissingInput {
+                    name: input.name.clone(),
+                    wanted: format!("{} {:?}", input.dtype, input.dims.clone().unwrap_or_default()),
+                })?;
+                check_feed(input, view.desc())?;
+                Ok(*view)
+            })
+            .collect()
+    }
+
+    /// What has run so far: the steps of every cached plan, in order.
+    #[must_use]
+    pub fn profile(&self) -> Vec<StepProfile> {
+        self.executor.profile()
+    }
+}
+
+/// Checks type, rank and fixed lengths.
+fn check_feed(input: &GraphInput, desc: TensorDesc) -> Result<(), RuntimeError> {
+    if desc.dtype != input.dtype {
+        let (name, wanted, got) = (input.name.clone(), input.dtype, desc.dtype.to_string());
+        return Err(RuntimeError::InputType { name, wanted, got });
+    }
+    let Some(dims) = &input.dims else { return Ok(()) };
+    let fits = |(&wanted, &got): (&i64, &usize)| wanted < 0 || usize::try_from(wanted) == Ok(got);
+    if dims.len() != desc.shape.rank() || !dims.iter().zip(desc.shape.iter()).all(fits) {
+        let (name, wanted, got) = (input.name.clone(), dims.clone(), desc.shape);
+        return Err(RuntimeError::InputShape { name, wanted, got });
+    }
+    Ok(())
+}
