@@ -1,31 +1,23 @@
 //! What is applied to the output of an operator before it is stored, as data.
 
+use mnnq_kernels::elementwise::{Binary, Broadcast, Unary, binary_in_place, unary_in_place};
 use smallvec::SmallVec;
 
 use super::operator::StepIo;
-use super::unary::UnaryFn;
+use super::support::{CHUNK, kernels};
 use crate::tensor::TensorView;
 
 /// A function of one float.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub enum Activation {
-    /// `max(x, 0) + slope * min(x, 0)`.
-    Relu {
-        /// Slope for negative values.
-        slope: f32,
-    },
-    /// `min(max(x, min), max)`.
-    Clip {
-        /// Lower bound.
-        min: f32,
-        /// Upper bound.
-        max: f32,
-    },
-    /// One of the unary functions.
-    Unary(UnaryFn),
-    /// To the integers of a quantized tensor and back:
-    /// `(clamp(round(x / scale) + zero, min, max) - zero) * scale`, rounding half away from zero.
+    /// A function of the kernel library.
+    Function(Unary),
+    /// To the codes of a quantized tensor and back.
     FakeQuant(QuantInfo),
+    /// `1 - erf(x)`.
+    Erfc,
+    /// The inverse of erf.
+    Erfinv,
 }
 
 /// How a tensor of an offline-quantized model is quantized: `real = (code - zero) * scale`.
@@ -42,7 +34,7 @@ pub struct QuantInfo {
 }
 
 impl QuantInfo {
-    /// The code of a value, as an integer-valued float.
+    /// The code of a value, `clamp(round(x / scale) + zero, min, max)` rounding half away from zero, as a float.
     #[must_use]
     pub fn code(&self, x: f32) -> f32 {
         ((x / self.scale).round() + self.zero).clamp(self.min, self.max)
@@ -59,11 +51,25 @@ impl Activation {
     /// Applies the function to every element.
     pub fn apply(&self, data: &mut [f32]) {
         match *self {
-            Self::Relu { slope: 0.0 } => data.iter_mut().for_each(|x| *x = x.max(0.0)),
-            Self::Relu { slope } => data.iter_mut().for_each(|x| *x = if *x < 0.0 { *x * slope } else { *x }),
-            Self::Clip { min, max } => data.iter_mut().for_each(|x| *x = x.max(min).min(max)),
-            Self::Unary(function) => function.apply(data),
+            Self::Function(function) => unary_in_place(kernels().elementwise_f32, function, data),
             Self::FakeQuant(info) => data.iter_mut().for_each(|x| *x = info.real(info.code(*x))),
+            Self::Erfc => data.iter_mut().for_each(|x| *x = super::special::erfc(f64::from(*x)) as f32),
+            Self::Erfinv => data.iter_mut().for_each(|x| *x = super::special::erfinv(f64::from(*x)) as f32),
+        }
+    }
+
+    /// A word for the profile.
+    #[must_use]
+    pub fn describe(&self) -> String {
+        match self {
+            Self::Function(Unary::Clamp { lo, hi }) => format!("clamp({lo},{hi})"),
+            Self::Function(function) => {
+                let text = format!("{function:?}");
+                text.split_whitespace().next().unwrap_or_default().to_lowercase()
+            }
+            Self::FakeQuant(_) => "quantize".to_owned(),
+            Self::Erfc => "erfc".to_owned(),
+            Self::Erfinv => "erfinv".to_owned(),
         }
     }
 }
@@ -111,8 +117,8 @@ impl Epilogue {
             return;
         }
         let bound = self.bind(io.inputs);
-        io.parallel.for_each_chunk(io.outputs[0].data::<f32>(), 4096, |chunk, data| {
-            bound.apply(chunk * 4096, data);
+        io.parallel.for_each_chunk(io.outputs[0].data::<f32>(), CHUNK, |chunk, data| {
+            bound.apply(chunk * CHUNK, data);
         });
     }
 
@@ -121,14 +127,12 @@ impl Epilogue {
     pub fn describe(&self) -> String {
         let mut text = String::new();
         for step in &self.steps {
-            text.push_str(match step {
-                EpilogueStep::Activation(Activation::Relu { .. }) => "+relu",
-                EpilogueStep::Activation(Activation::Clip { .. }) => "+clip",
-                EpilogueStep::Activation(Activation::Unary(_)) => "+unary",
-                EpilogueStep::Activation(Activation::FakeQuant(_)) => "+quantize",
-                EpilogueStep::Add { .. } => "+add",
-                EpilogueStep::Mul { .. } => "+mul",
-            });
+            text.push('+');
+            match step {
+                EpilogueStep::Activation(activation) => text.push_str(&activation.describe()),
+                EpilogueStep::Add { .. } => text.push_str("add"),
+                EpilogueStep::Mul { .. } => text.push_str("mul"),
+            }
         }
         text
     }
@@ -151,17 +155,16 @@ impl BoundEpilogue<'_, '_> {
     /// Applies the steps to elements of the output that start at flat position `start` in memory order.
     pub fn apply(&self, start: usize, data: &mut [f32]) {
         for step in self.steps {
-            match *step {
-                EpilogueStep::Activation(activation) => activation.apply(data),
-                EpilogueStep::Add { input } => {
-                    let other = &self.operand(input)[start..start + data.len()];
-                    data.iter_mut().zip(other).for_each(|(x, y)| *x += y);
+            let (function, input) = match *step {
+                EpilogueStep::Activation(activation) => {
+                    activation.apply(data);
+                    continue;
                 }
-                EpilogueStep::Mul { input } => {
-                    let other = &self.operand(input)[start..start + data.len()];
-                    data.iter_mut().zip(other).for_each(|(x, y)| *x *= y);
-                }
-            }
+                EpilogueStep::Add { input } => (Binary::Add, input),
+                EpilogueStep::Mul { input } => (Binary::Mul, input),
+            };
+            let other = &self.operand(input)[start..start + data.len()];
+            binary_in_place(kernels().elementwise_f32, function, data, other, Broadcast::Same, data.len().max(1));
         }
     }
 

@@ -21,6 +21,7 @@ mod interp;
 mod layer_norm;
 mod matmul;
 mod pad;
+mod per_channel;
 mod permute;
 mod pool;
 mod quantize;
@@ -32,6 +33,7 @@ mod shape_ops;
 mod slice;
 mod softmax;
 mod space_depth;
+mod special;
 mod unary;
 
 pub use epilogue::{Activation, BoundEpilogue, Epilogue, EpilogueStep, QuantInfo};
@@ -40,6 +42,5 @@ pub use operator::{
     Alias, AsEpilogue, Fact, Facts, InferError, InferResult, Kernel, Layouts, Operator, PrepareContext, StepIo,
 };
 pub use registry::{OpSource, Semantics, Subgraphs, create_operator, supported_operators};
-pub use unary::UnaryFn;
 
 pub(crate) use permute::copy_kernel;
