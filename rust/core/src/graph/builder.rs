@@ -10,7 +10,7 @@ use mnnq_format::schema::{
 use mnnq_format::{Model, blob};
 
 use super::{Graph, GraphInput, Node, ValueId};
-use crate::ops::{OpError, OpSource, QuantInfo, Semantics, Subgraphs, create_operator};
+use crate::ops::{OpError, OpSource, QuantInfo, Semantics, Subgraphs, create_operator, fake_quant};
 use crate::runtime::config::SessionOptions;
 use crate::runtime::error::RuntimeError;
 use crate::runtime::executor::Executor;
@@ -36,8 +36,7 @@ pub struct GraphSource<'a> {
 pub fn build(model: &Model, options: &SessionOptions) -> Result<Graph, RuntimeError> {
     let root = model.net();
     let biz_code = root.get(net::BIZ_CODE).unwrap_or_default();
-    let semantics =
-        Semantics { ours: biz_code.starts_with("mnnq"), source: root.get(net::SOURCE_TYPE) };
+    let semantics = Semantics { ours: biz_code.starts_with("mnnq"), source: root.get(net::SOURCE_TYPE) };
     let names = model.tensor_names();
     let outputs = match root.get(net::OUTPUT_NAME) {
         Some(wanted) if !wanted.is_empty() => Some(
@@ -154,9 +153,8 @@ impl BuildContext<'_> {
         let name = table.get(op::NAME).unwrap_or_default().to_owned();
         let place = || format!("{op_type} {name:?}");
         let id = |index: i32| -> Result<ValueId, RuntimeError> {
-            usize::try_from(index).ok().filter(|&id| id < source.names.len()).ok_or_else(|| RuntimeError::Graph {
-                place: place(),
-                problem: format!("tensor {index} does not exist"),
+            usize::try_from(index).ok().filter(|&id| id < source.names.len()).ok_or_else(|| {
+                RuntimeError::Graph { place: place(), problem: format!("tensor {index} does not exist") }
             })
         };
         let list = |numbers: Option<&Numbers>| numbers.and_then(|n| n.as_i32().map(|n| n.into_owned()));
@@ -175,7 +173,12 @@ impl BuildContext<'_> {
             OpType::Input => {
                 let Some(&value) = outputs.first() else { return Ok(()) };
                 match graph_input(main, source.names[value].clone(), value) {
-                    Ok(found) => graph.inputs.push(found),
+                    Ok(mut found) => {
+                        if let Some(&info) = graph.quant.get(&value) {
+                            found.value = before_rounding(graph, value, info);
+                        }
+                        graph.inputs.push(found);
+                    }
                     Err(error) => self.problems.push(format!("{}: {error}", place())),
                 }
                 return Ok(());
@@ -192,7 +195,8 @@ impl BuildContext<'_> {
         }
         let quant = |value: Option<ValueId>| value.and_then(|value| graph.quant.get(&value).copied());
         let described = |value: ValueId| {
-            let found = source.described.iter().find(|d| usize::try_from(d.get(tensor_describe::INDEX)) == Ok(value));
+            let found =
+                source.described.iter().find(|d| usize::try_from(d.get(tensor_describe::INDEX)) == Ok(value));
             found.filter(|_| source.static_shapes)
         };
         let op_source = OpSource {
@@ -209,11 +213,52 @@ impl BuildContext<'_> {
             described: outputs.iter().map(|&value| described(value)).collect(),
         };
         match create_operator(&op_source, self) {
-            Ok(operator) => graph.nodes.push(Node { operator, name, op_type: op_type.to_string(), inputs, outputs }),
+            Ok(operator) => {
+                add_node(graph, Node { operator, name, op_type: op_type.to_string(), inputs, outputs })
+            }
             Err(error) => self.problems.push(format!("{}: {error}", place())),
         }
         Ok(())
     }
+}
+
+/// Adds a node; described outputs that it does not round itself are rounded behind it.
+fn add_node(graph: &mut Graph, mut node: Node) {
+    if node.operator.rounds_output() {
+        graph.nodes.push(node);
+        return;
+    }
+    let mut rounded = Vec::new();
+    for output in &mut node.outputs {
+        if let Some(&info) = graph.quant.get(output) {
+            graph.names.push(format!("{}__float", graph.names[*output]));
+            rounded.push((graph.names.len() - 1, *output, info));
+            *output = graph.names.len() - 1;
+        }
+    }
+    graph.nodes.push(node);
+    for (from, to, info) in rounded {
+        graph.nodes.push(rounding(graph, from, to, info));
+    }
+}
+
+fn rounding(graph: &Graph, from: ValueId, to: ValueId, info: QuantInfo) -> Node {
+    Node {
+        operator: fake_quant(info),
+        name: graph.names[to].clone(),
+        op_type: "quantize".to_owned(),
+        inputs: vec![Some(from)],
+        outputs: vec![to],
+    }
+}
+
+/// A new tensor that is rounded to become `value`.
+fn before_rounding(graph: &mut Graph, value: ValueId, info: QuantInfo) -> ValueId {
+    graph.names.push(format!("{}__float", graph.names[value]));
+    let from = graph.names.len() - 1;
+    let node = rounding(graph, from, value, info);
+    graph.nodes.push(node);
+    from
 }
 
 /// Notes the quantization of a tensor.
@@ -227,7 +272,11 @@ fn describe(graph: &mut Graph, table: &Table) {
         max: info.get(tensor_quant_info::MAX),
     };
     let integer = info.get(tensor_quant_info::TYPE) == DataType::DT_INT8;
-    if integer && quant.scale.is_normal() && quant.scale > 0.0 && quant.min <= quant.max && value < graph.names.len()
+    if integer
+        && quant.scale.is_normal()
+        && quant.scale > 0.0
+        && quant.min <= quant.max
+        && value < graph.names.len()
     {
         graph.quant.insert(value, quant);
     }
@@ -267,7 +316,8 @@ pub(crate) fn constant(main: Option<&Table>) -> Result<Tensor, OpError> {
 
 /// Tensors that are produced and never consumed, in order of production.
 fn unconsumed(graph: &Graph) -> Vec<ValueId> {
-    let consumed: HashSet<ValueId> = graph.nodes.iter().flat_map(|node| node.inputs.iter().flatten().copied()).collect();
+    let consumed: HashSet<ValueId> =
+        graph.nodes.iter().flat_map(|node| node.inputs.iter().flatten().copied()).collect();
     let produced = graph.nodes.iter().flat_map(|node| node.outputs.iter().copied());
     produced.filter(|value| !consumed.contains(value)).collect()
 }

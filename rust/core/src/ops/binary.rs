@@ -66,9 +66,8 @@ impl Binary {
             1 => Some(Activation::Function(Unary::Relu)),
             other => return Err(OpError::attribute("activationType", other, "0 or 1")),
         };
-        let code = Self::code(code).ok_or_else(|| {
-            OpError::attribute("opType", code, "a code of BinaryOpOperation")
-        })?;
+        let code = Self::code(code)
+            .ok_or_else(|| OpError::attribute("opType", code, "a code of BinaryOpOperation"))?;
         Ok(Self { code, activation })
     }
 
@@ -253,7 +252,14 @@ impl FloatBinary {
                 } else {
                     for (i, x) in out.iter_mut().enumerate() {
                         let y = b[(i as isize * sb) as usize];
-                        binary_in_place(isa, self.function, std::slice::from_mut(x), &[y], Broadcast::Scalar, 1);
+                        binary_in_place(
+                            isa,
+                            self.function,
+                            std::slice::from_mut(x),
+                            &[y],
+                            Broadcast::Scalar,
+                            1,
+                        );
                     }
                 }
             }
@@ -415,7 +421,11 @@ impl TypedBinary {
         Ok(())
     }
 
-    fn map<T: Operand, O: crate::tensor::Element>(&self, io: &mut StepIo<'_, '_>, function: impl Fn(T, T) -> O + Sync + Send) {
+    fn map<T: Operand, O: crate::tensor::Element>(
+        &self,
+        io: &mut StepIo<'_, '_>,
+        function: impl Fn(T, T) -> O + Sync + Send,
+    ) {
         let (a, b) = (io.optional(0).map(|v| v.data::<T>()), io.optional(1).map(|v| v.data::<T>()));
         let [sa, sb] = self.nest.inner();
         let out = io.outputs[0].data::<O>();

@@ -28,8 +28,9 @@ impl Cast {
         let to = match wire {
             // There is no arithmetic in half precision: such values stay floats.
             DataType::DT_HALF | DataType::DT_BFLOAT16 => DType::F32,
-            wire => DType::from_wire(wire)
-                .ok_or_else(|| OpError::attribute("dstT", wire, "a number type"))?,
+            wire => {
+                DType::from_wire(wire).ok_or_else(|| OpError::attribute("dstT", wire, "a number type"))?
+            }
         };
         Ok(Self { to: Some(to), boolean: wire == DataType::DT_BOOL })
     }

@@ -105,7 +105,7 @@ impl Kernel for ConcatKernel {
         if out.is_empty() {
             return Ok(());
         }
-        let rows = (1 << 16_usize).div_ceil(self.row).max(1);
+        let rows = 65536_usize.div_ceil(self.row).max(1);
         io.parallel.for_each_chunk(out, rows * self.row, |chunk, out| {
             for (index, row) in out.chunks_mut(self.row).enumerate() {
                 let index = chunk * rows + index;

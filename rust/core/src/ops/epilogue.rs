@@ -164,7 +164,14 @@ impl BoundEpilogue<'_, '_> {
                 EpilogueStep::Mul { input } => (Binary::Mul, input),
             };
             let other = &self.operand(input)[start..start + data.len()];
-            binary_in_place(kernels().elementwise_f32, function, data, other, Broadcast::Same, data.len().max(1));
+            binary_in_place(
+                kernels().elementwise_f32,
+                function,
+                data,
+                other,
+                Broadcast::Same,
+                data.len().max(1),
+            );
         }
     }
 

@@ -1,6 +1,7 @@
 //! What can be wrong with one operator.
 
 use mnnq_format::FormatError;
+use mnnq_kernels::KernelError;
 
 use crate::tensor::{DType, Shape, ShapeError, TensorError};
 
@@ -99,6 +100,9 @@ pub enum OpError {
     /// Contents that do not fit their shape.
     #[error(transparent)]
     Tensor(#[from] TensorError),
+    /// A kernel refuses its arguments.
+    #[error(transparent)]
+    Kernel(#[from] KernelError),
     /// The parameter table breaks the format.
     #[error(transparent)]
     Format(#[from] FormatError),

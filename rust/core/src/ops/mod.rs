@@ -13,9 +13,10 @@ mod cast;
 mod concat;
 mod control;
 mod conv;
+mod conv_int8;
+mod conv_stored;
 mod conv_weights;
 mod deconv;
-mod depthwise;
 mod gather;
 mod interp;
 mod layer_norm;
@@ -39,8 +40,10 @@ mod unary;
 pub use epilogue::{Activation, BoundEpilogue, Epilogue, EpilogueStep, QuantInfo};
 pub use error::{OpError, OpResult};
 pub use operator::{
-    Alias, AsEpilogue, Fact, Facts, InferError, InferResult, Kernel, Layouts, Operator, PrepareContext, StepIo,
+    Alias, AsEpilogue, Fact, Facts, InferError, InferResult, Kernel, Layouts, Operator, PrepareContext,
+    StepIo,
 };
 pub use registry::{OpSource, Semantics, Subgraphs, create_operator, supported_operators};
 
 pub(crate) use permute::copy_kernel;
+pub(crate) use quantize::fake_quant;

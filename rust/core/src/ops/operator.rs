@@ -144,7 +144,10 @@ impl Layouts {
     /// Everything row-major.
     #[must_use]
     pub fn plain(inputs: usize, outputs: usize) -> Self {
-        Self { inputs: smallvec::smallvec![Some(Layout::Plain); inputs], outputs: smallvec::smallvec![Layout::Plain; outputs] }
+        Self {
+            inputs: smallvec::smallvec![Some(Layout::Plain); inputs],
+            outputs: smallvec::smallvec![Layout::Plain; outputs],
+        }
     }
 
     /// First input and all outputs in `layout`, other inputs row-major.
@@ -281,6 +284,11 @@ pub trait Operator: Send + Sync {
 
     /// Whether `prepare` applies [`PrepareContext::epilogue`] to output 0.
     fn accepts_epilogue(&self) -> bool {
+        false
+    }
+
+    /// Whether output 0 already lies on the grid of its quantization, for tensors of offline-quantized models.
+    fn rounds_output(&self) -> bool {
         false
     }
 

@@ -2,7 +2,7 @@
 
 use std::borrow::Cow;
 
-use mnnq_format::schema::{TableKind, prelu, scale};
+use mnnq_format::schema::{TableKind, p_relu, scale};
 
 use super::epilogue::Epilogue;
 use super::error::{OpError, OpResult};
@@ -83,7 +83,7 @@ pub(super) struct PRelu;
 impl PRelu {
     pub(super) fn new(source: &OpSource<'_>) -> OpResult<PerChannel> {
         source.expect_outputs(1)?;
-        let slope = floats(source.param(TableKind::PRelu)?.get(prelu::SLOPE));
+        let slope = floats(source.param(TableKind::PRelu)?.get(p_relu::SLOPE));
         if slope.is_empty() {
             return Err(OpError::attribute("slope", "empty", "one value per channel"));
         }

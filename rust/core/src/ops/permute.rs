@@ -40,7 +40,9 @@ impl Permute {
         let mut seen = [false; 8];
         order.iter().for_each(|&a| seen[a] = true);
         if order.len() != rank || !seen[..rank].iter().all(|&s| s) {
-            return Err(OpError::attribute("dims", format!("{list:?}"), format!("an order of {rank} axes")).into());
+            return Err(
+                OpError::attribute("dims", format!("{list:?}"), format!("an order of {rank} axes")).into()
+            );
         }
         Ok(order)
     }
@@ -64,11 +66,8 @@ impl Operator for Permute {
         let out = outputs.first()?;
         let strides = self.strides(inputs).ok()?;
         let want = out.shape.strides();
-        let same = strides
-            .iter()
-            .zip(want)
-            .zip(out.shape.iter())
-            .all(|((&s, w), &d)| d == 1 || s == w as isize);
+        let same =
+            strides.iter().zip(want).zip(out.shape.iter()).all(|((&s, w), &d)| d == 1 || s == w as isize);
         same.then(|| smallvec::smallvec![Alias { input: 0, offset: 0 }])
     }
 
@@ -114,7 +113,8 @@ impl Kernel for CopyKernel {
 pub(crate) fn copy_kernel(from: TensorDesc, to: TensorDesc) -> Box<dyn Kernel> {
     let rank = to.shape.rank();
     let own = from.layout.strides(&from.shape);
-    let strides: SmallVec<[isize; 8]> = to.layout.order(rank)[..rank].iter().map(|&a| own[a] as isize).collect();
+    let strides: SmallVec<[isize; 8]> =
+        to.layout.order(rank)[..rank].iter().map(|&a| own[a] as isize).collect();
     let copy = StridedCopy::new(&to.layout.physical(&to.shape)[..rank], &strides, 0);
     let label = match to.layout {
         Layout::Plain => "copy to plain",

@@ -55,8 +55,7 @@ impl<'a> OpSource<'a> {
     /// # Errors
     /// [`OpError::Parameter`].
     pub fn param(&self, kind: TableKind) -> OpResult<&'a Table> {
-        self.optional_param(kind)?
-            .ok_or(OpError::Parameter { wanted: kind.name(), got: "absent".to_owned() })
+        self.optional_param(kind)?.ok_or(OpError::Parameter { wanted: kind.name(), got: "absent".to_owned() })
     }
 
     /// The parameter table, if there is one; it must be of this kind.
@@ -139,8 +138,8 @@ const REGISTRY: &[(OpType, Create)] = &[
     (OpType::Pack, op!(concat::Concat::pack)),
     (OpType::Padding, op!(pad::Pad::new)),
     (OpType::Permute, op!(permute::Permute::new)),
-    (OpType::Pooling, op!(pool::Pool::new)),
-    (OpType::Pooling3D, op!(pool::Pool::new_3d)),
+    (OpType::Pooling, pool::create),
+    (OpType::Pooling3D, pool::create_3d),
     (OpType::PReLU, op!(per_channel::PRelu::new)),
     (OpType::Range, op!(shape_ops::Range::new)),
     (OpType::Rank, op!(shape_ops::ShapeOf::new)),

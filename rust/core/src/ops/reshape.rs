@@ -1,8 +1,7 @@
 //! Operators that only give the same elements another shape. They cost nothing: the output is the input's memory.
 
 use mnnq_format::schema::{
-    MNN_DATA_FORMAT, OpType, TableKind, expand_dims, flatten, reshape, squeeze_param,
-    tensor_convert_info,
+    MNN_DATA_FORMAT, OpType, TableKind, expand_dims, flatten, reshape, squeeze_param, tensor_convert_info,
 };
 use smallvec::SmallVec;
 
@@ -62,7 +61,9 @@ impl Identity {
         let (from, to) = (table.get(tensor_convert_info::SOURCE), table.get(tensor_convert_info::DEST));
         let channels_inside = |format| matches!(format, MNN_DATA_FORMAT::NHWC | MNN_DATA_FORMAT::NHWC4);
         if channels_inside(from) || channels_inside(to) {
-            return Err(OpError::unsupported(format!("conversion from {from} to {to}, which permutes axes,")));
+            return Err(OpError::unsupported(format!(
+                "conversion from {from} to {to}, which permutes axes,"
+            )));
         }
         Ok(Self)
     }
@@ -247,4 +248,3 @@ impl Unsqueeze {
 }
 
 view_operator!(Unsqueeze);
-

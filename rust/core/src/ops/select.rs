@@ -81,7 +81,11 @@ impl SelectKernel {
         }
     }
 
-    fn by<T: bytemuck::Pod + Send + Sync>(&self, io: &mut StepIo<'_, '_>, test: &(dyn Fn(usize) -> bool + Sync)) {
+    fn by<T: bytemuck::Pod + Send + Sync>(
+        &self,
+        io: &mut StepIo<'_, '_>,
+        test: &(dyn Fn(usize) -> bool + Sync),
+    ) {
         let (a, b) = (io.input(1).bytes(), io.input(2).bytes());
         let (a, b): (&[T], &[T]) = (elements(a), elements(b));
         let out: &mut [T] = bytemuck::cast_slice_mut(io.outputs[0].bytes());

@@ -232,7 +232,8 @@ impl Operator for Range {
         }
         let count = match dtype {
             DType::F32 => {
-                let [start, limit, delta] = [0, 1, 2].map(|i| inputs.value(i).map(|v| scalar_f32(v).unwrap_or(0.0)));
+                let [start, limit, delta] =
+                    [0, 1, 2].map(|i| inputs.value(i).map(|v| scalar_f32(v).unwrap_or(0.0)));
                 let (start, limit, delta) = (f64::from(start?), f64::from(limit?), f64::from(delta?));
                 ((limit - start) / delta).ceil().max(0.0)
             }
@@ -244,7 +245,13 @@ impl Operator for Range {
                 }
                 ((limit - start) as f64 / delta as f64).ceil().max(0.0)
             }
-            got => return Err(InferError::Op(OpError::InputType { input: 0, wanted: "float32 or int32".to_owned(), got })),
+            got => {
+                return Err(InferError::Op(OpError::InputType {
+                    input: 0,
+                    wanted: "float32 or int32".to_owned(),
+                    got,
+                }));
+            }
         };
         if !(count < 1e12) {
             return Err(OpError::value(2, "the range is endless").into());

@@ -178,13 +178,14 @@ impl Slice {
             if bit(shrink, i) {
                 let at = if begin[i] < 0 { begin[i] + length as i64 } else { begin[i] };
                 if !(0..length as i64).contains(&at) {
-                    return Err(OpError::value(1, format!("index {} of an axis of {length}", begin[i])).into());
+                    return Err(
+                        OpError::value(1, format!("index {} of an axis of {length}", begin[i])).into()
+                    );
                 }
                 taken.push(Taken { begin: at, step: 1, count: 1 });
                 continue;
             }
-            let (first, last) =
-                if steps[i] > 0 { (0, i64::MAX) } else { (i64::MAX, i64::MIN / 2) };
+            let (first, last) = if steps[i] > 0 { (0, i64::MAX) } else { (i64::MAX, i64::MIN / 2) };
             let from = if bit(begin_mask, i) { first } else { begin[i] };
             let to = if bit(end_mask, i) { last } else { end[i] };
             let t = Taken::clamped(length, from, to, steps[i]);
@@ -312,7 +313,8 @@ impl Split {
 
     fn sizes(&self, inputs: &Facts<'_>, length: usize) -> InferResult<Vec<usize>> {
         let (n, total) = (self.outputs, length as i64);
-        let bad = |sizes: &[i64]| OpError::value(1, format!("sizes {sizes:?} of {n} pieces do not fill {length}"));
+        let bad =
+            |sizes: &[i64]| OpError::value(1, format!("sizes {sizes:?} of {n} pieces do not fill {length}"));
         let mut sizes: Vec<i64> = if self.unpack {
             vec![1; n]
         } else if inputs.get(1).is_some() {
@@ -398,7 +400,8 @@ impl Operator for Split {
         let position = axis(self.axis, desc.shape.rank())?;
         let (_, length, inner) = split_physical(&desc, position);
         let size = desc.dtype.size() * inner;
-        let pieces = context.outputs.iter().map(|out| size * if self.unpack { 1 } else { out.shape[position] });
+        let pieces =
+            context.outputs.iter().map(|out| size * if self.unpack { 1 } else { out.shape[position] });
         Ok(Box::new(SplitKernel { pieces: pieces.collect(), row: size * length }))
     }
 }

@@ -78,10 +78,9 @@ impl<const N: usize> Nest<N> {
                 continue;
             }
             let steps: [isize; N] = std::array::from_fn(|n| strides[n][axis]);
-            let merges = nest
-                .strides
-                .last()
-                .is_some_and(|last| last.iter().zip(&steps).all(|(&outer, &inner)| outer == inner * length as isize));
+            let merges = nest.strides.last().is_some_and(|last| {
+                last.iter().zip(&steps).all(|(&outer, &inner)| outer == inner * length as isize)
+            });
             match (merges, nest.dims.last_mut(), nest.strides.last_mut()) {
                 (true, Some(last), Some(outer)) => {
                     *last *= length;
@@ -188,7 +187,8 @@ impl StridedCopy {
             let rows = self.nest.dims[outer - 1];
             let chunk = (4 * CHUNK).div_ceil(row).clamp(1, rows.max(1)) * row;
             if rows.is_multiple_of(chunk / row) || outer == 1 {
-                parallel.for_each_chunk(target, chunk, |index, out| self.transpose(source, index * chunk, out));
+                parallel
+                    .for_each_chunk(target, chunk, |index, out| self.transpose(source, index * chunk, out));
                 return;
             }
             parallel.for_each_chunk(target, rows * row, |index, out| {
@@ -244,7 +244,9 @@ pub(crate) fn signed(strides: &[usize]) -> SmallVec<[isize; MAX_RANK]> {
 
 /// The layout most of the data comes in, for operators that take any: that of the largest input.
 pub(crate) fn largest_layout<'a>(inputs: impl Iterator<Item = &'a TensorDesc>) -> Layout {
-    inputs.max_by_key(|desc| (desc.shape.count(), desc.layout == Layout::ChannelsLast)).map_or(Layout::Plain, |d| d.layout)
+    inputs
+        .max_by_key(|desc| (desc.shape.count(), desc.layout == Layout::ChannelsLast))
+        .map_or(Layout::Plain, |d| d.layout)
 }
 
 /// Reads one float or integer as f32.

@@ -2,9 +2,7 @@
 
 use std::borrow::Cow;
 
-use mnnq_format::schema::{
-    OpType, TableKind, UnaryOpOperation, elu, relu, relu6, selu, unary_op,
-};
+use mnnq_format::schema::{OpType, TableKind, UnaryOpOperation, elu, relu, relu6, selu, unary_op};
 use mnnq_kernels::elementwise::Unary as Function;
 
 use super::epilogue::{Activation, Epilogue};
@@ -39,7 +37,8 @@ impl Unary {
             OpType::AbsVal => Function::Abs,
             OpType::Sigmoid => Function::Sigmoid,
             OpType::TanH => Function::Tanh,
-            OpType::ReLU => match source.optional_param(TableKind::Relu)?.map_or(0.0, |t| t.get(relu::SLOPE)) {
+            OpType::ReLU => match source.optional_param(TableKind::Relu)?.map_or(0.0, |t| t.get(relu::SLOPE))
+            {
                 0.0 => Function::Relu,
                 slope => Function::LeakyRelu { slope },
             },

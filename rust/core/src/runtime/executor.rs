@@ -184,8 +184,11 @@ fn run_dynamic(
 ) -> Result<Vec<Tensor>, RuntimeError> {
     let mut owned = Vec::new();
     for op in &next.dynamic {
-        let inputs: SmallVec<[Option<TensorView<'_>>; 8]> =
-            op.inputs.iter().map(|input| input.as_ref().map(|located| view(located, frames, feeds))).collect();
+        let inputs: SmallVec<[Option<TensorView<'_>>; 8]> = op
+            .inputs
+            .iter()
+            .map(|input| input.as_ref().map(|located| view(located, frames, feeds)))
+            .collect();
         let tensors = op.operator.evaluate(&inputs, parallel);
         let tensors = tensors.map_err(|source| RuntimeError::Op {
             node: op.node.clone(),
@@ -193,7 +196,8 @@ fn run_dynamic(
             source,
         })?;
         if tensors.len() != op.outputs.len() {
-            let problem = format!("{} gives {} outputs instead of {}", op.node, tensors.len(), op.outputs.len());
+            let problem =
+                format!("{} gives {} outputs instead of {}", op.node, tensors.len(), op.outputs.len());
             return Err(RuntimeError::Internal { problem });
         }
         owned.extend(tensors);

@@ -83,8 +83,7 @@ fn run_kernel(
 pub(crate) fn converted(view: TensorView<'_>, desc: TensorDesc) -> Result<Tensor, OpError> {
     let kernel = crate::ops::copy_kernel(view.desc(), desc);
     let mut words = vec![0_u128; desc.byte_len().div_ceil(16)];
-    let mut target =
-        [TensorViewMut::new(desc, &mut bytemuck::cast_slice_mut(&mut words)[..desc.byte_len()])];
+    let mut target = [TensorViewMut::new(desc, &mut bytemuck::cast_slice_mut(&mut words)[..desc.byte_len()])];
     let mut io = StepIo {
         inputs: &[Some(view)],
         outputs: &mut target,
@@ -106,8 +105,11 @@ pub(crate) fn fold_constants(graph: &mut Graph, options: &SessionOptions) {
             graph.nodes.push(node);
             continue;
         }
-        let inputs: Vec<Option<Tensor>> =
-            node.inputs.iter().map(|value| value.and_then(|value| graph.constants.get(&value).cloned())).collect();
+        let inputs: Vec<Option<Tensor>> = node
+            .inputs
+            .iter()
+            .map(|value| value.and_then(|value| graph.constants.get(&value).cloned()))
+            .collect();
         let size: usize = inputs.iter().flatten().map(|tensor| tensor.desc().byte_len()).sum();
         match evaluate(node.operator.as_ref(), &inputs, options, PLAN_LIMIT.max(2 * size)) {
             Ok(Some(tensors)) if tensors.len() == node.outputs.len() => {

@@ -10,7 +10,9 @@ use super::config::SessionOptions;
 use super::error::RuntimeError;
 use super::host;
 use super::lifetimes::{Lifetimes, Use};
-use super::plan::{Continuation, DynamicOp, Located, Memory, Piece, Place, Role, Segment, Step, StepInput, Tap};
+use super::plan::{
+    Continuation, DynamicOp, Located, Memory, Piece, Place, Role, Segment, Step, StepInput, Tap,
+};
 use super::planner::{Cut, PlanState, Planned, ValueFact, facts_of};
 use crate::graph::{Graph, ValueId};
 use crate::ops::{Facts, Kernel, Layouts, OpError, PrepareContext, copy_kernel};
@@ -173,8 +175,11 @@ impl Lowering<'_> {
     /// Decides layouts, prepares the kernel and appends the step.
     fn node(&mut self, node: Planned) -> Result<(), RuntimeError> {
         let op_error = self.op_error(node.node);
-        let mut outputs: SmallVec<[TensorDesc; 2]> =
-            node.outputs.iter().map(|&value| self.fact(value).map(|fact| fact.desc)).collect::<Result<_, _>>()?;
+        let mut outputs: SmallVec<[TensorDesc; 2]> = node
+            .outputs
+            .iter()
+            .map(|&value| self.fact(value).map(|fact| fact.desc))
+            .collect::<Result<_, _>>()?;
         let layouts = self.layouts(&node, &outputs)?;
         for (desc, layout) in outputs.iter_mut().zip(&layouts.outputs) {
             desc.layout = if desc.shape.rank() < 3 { Layout::Plain } else { *layout };
@@ -193,15 +198,14 @@ impl Lowering<'_> {
                 (Some(value), Some(layout)) => Some(self.in_layout(*value, layout)?),
             });
         }
-        let mut facts = facts_of(&node.inputs, &self.state.facts);
-        for (fact, input) in facts.iter_mut().zip(&inputs) {
+        let mut known = facts_of(&node.inputs, &self.state.facts);
+        for (fact, input) in known.iter_mut().zip(&inputs) {
             if let (Some(fact), Some(input)) = (fact, input) {
                 fact.desc = input.desc;
             }
         }
-        let facts = Facts::new(&facts);
-        let aliases =
-            if node.epilogue.is_empty() { node.operator.alias(&facts, &outputs) } else { None };
+        let facts = Facts::new(&known);
+        let aliases = if node.epilogue.is_empty() { node.operator.alias(&facts, &outputs) } else { None };
         let prepared = if aliases.is_some() {
             None
         } else {
@@ -209,6 +213,7 @@ impl Lowering<'_> {
             let context = PrepareContext { inputs: facts, outputs: &outputs, epilogue, options };
             Some(node.operator.prepare(&context).map_err(op_error)?)
         };
+        drop(known);
         let mut physical: SmallVec<[Physical; 2]> = SmallVec::new();
         for (index, desc) in outputs.iter().enumerate() {
             let alias = aliases.as_ref().and_then(|aliases| aliases.get(index));

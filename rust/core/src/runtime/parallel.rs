@@ -52,7 +52,12 @@ impl Parallel {
     }
 
     /// Calls `work(i, chunk)` for consecutive chunks of `len` elements; the last one may be shorter.
-    pub fn for_each_chunk<T: Send>(&self, data: &mut [T], len: usize, work: impl Fn(usize, &mut [T]) + Sync + Send) {
+    pub fn for_each_chunk<T: Send>(
+        &self,
+        data: &mut [T],
+        len: usize,
+        work: impl Fn(usize, &mut [T]) + Sync + Send,
+    ) {
         let len = len.max(1);
         if self.pool.is_none() || data.len() <= len {
             data.chunks_mut(len).enumerate().for_each(|(i, chunk)| work(i, chunk));
@@ -89,5 +94,18 @@ impl Parallel {
                     work(run * per_run + i, chunk, scratch);
                 }
             });
+    }
+}
+
+impl mnnq_kernels::parallel::Executor for Parallel {
+    fn threads(&self) -> usize {
+        self.threads
+    }
+
+    fn run(&self, body: &(dyn Fn() + Sync)) {
+        match &self.pool {
+            Some(pool) => drop(pool.broadcast(|_| body())),
+            None => body(),
+        }
     }
 }

@@ -198,7 +198,8 @@ impl Segment {
         frames.push(frame);
         let mut taps = self.taps.iter().peekable();
         for (done, step) in self.steps.iter().map(Some).chain([None]).enumerate() {
-            while let (Some(tap), Some(observer)) = (taps.next_if(|tap| tap.after <= done), observer.as_mut()) {
+            while let (Some(tap), Some(observer)) = (taps.next_if(|tap| tap.after <= done), observer.as_mut())
+            {
                 observer(&tap.name, view(&tap.tensor, frames, feeds));
             }
             if let Some(step) = step {

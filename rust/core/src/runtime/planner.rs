@@ -51,7 +51,8 @@ impl PlanState {
         let mut facts = vec![None; graph.names.len()];
         for (index, (input, desc)) in graph.inputs.iter().zip(inputs).enumerate() {
             let value = known.get(index).cloned().flatten();
-            facts[input.value] = Some(ValueFact { desc: *desc, value, place: Some(Memory::Input(index).start()) });
+            facts[input.value] =
+                Some(ValueFact { desc: *desc, value, place: Some(Memory::Input(index).start()) });
         }
         for (&value, tensor) in &graph.constants {
             facts[value] = Some(ValueFact { desc: tensor.desc(), value: Some(tensor.clone()), place: None });
@@ -126,12 +127,15 @@ fn infer_all(
         }
         if let Some(tensors) = known_outputs(node, options, &state.facts)? {
             for (&value, tensor) in node.outputs.iter().zip(tensors) {
-                state.facts[value] = Some(ValueFact { desc: tensor.desc(), value: Some(tensor), place: None });
+                state.facts[value] =
+                    Some(ValueFact { desc: tensor.desc(), value: Some(tensor), place: None });
             }
             continue;
         }
         let facts = facts_of(&node.inputs, &state.facts);
-        match node.operator.infer(&Facts::new(&facts)) {
+        let inferred = node.operator.infer(&Facts::new(&facts));
+        drop(facts);
+        match inferred {
             Ok(descs) if descs.len() == node.outputs.len() => {
                 for (&value, desc) in node.outputs.iter().zip(&descs) {
                     let desc = TensorDesc::new(desc.dtype, desc.shape);
@@ -205,7 +209,8 @@ fn known_outputs(
     if !views.iter().all(known) {
         return Ok(None);
     }
-    let inputs: Vec<Option<Tensor>> = views.iter().map(|fact| fact.and_then(|fact| fact.value.cloned())).collect();
+    let inputs: Vec<Option<Tensor>> =
+        views.iter().map(|fact| fact.and_then(|fact| fact.value.cloned())).collect();
     match host::evaluate(node.operator.as_ref(), &inputs, options, host::PLAN_LIMIT) {
         Ok(tensors) => Ok(tensors),
         Err(InferError::Op(source)) => Err(op_error(node, source)),

@@ -109,7 +109,11 @@ impl Session {
             let (a, b) = (one.get(index).copied().flatten(), two.get(index).copied().flatten());
             let dims = match (a, b) {
                 (Some(a), Some(b)) if a.shape.rank() == b.shape.rank() => Some(
-                    a.shape.iter().zip(b.shape.iter()).map(|(&a, &b)| if a == b { a as i64 } else { -1 }).collect(),
+                    a.shape
+                        .iter()
+                        .zip(b.shape.iter())
+                        .map(|(&a, &b)| if a == b { a as i64 } else { -1 })
+                        .collect(),
                 ),
                 _ => None,
             };
@@ -151,7 +155,11 @@ impl Session {
     /// [`InputType`](RuntimeError::InputType), [`InputShape`](RuntimeError::InputShape) or
     /// [`UnknownOutput`](RuntimeError::UnknownOutput) naming the tensor; [`RuntimeError::Op`] if an operator
     /// cannot take the shapes or contents it gets.
-    pub fn run(&self, feeds: &[(&str, TensorView<'_>)], outputs: &[&str]) -> Result<Vec<Tensor>, RuntimeError> {
+    pub fn run(
+        &self,
+        feeds: &[(&str, TensorView<'_>)],
+        outputs: &[&str],
+    ) -> Result<Vec<Tensor>, RuntimeError> {
         self.run_with(feeds, outputs, None)
     }
 
@@ -184,8 +192,7 @@ impl Session {
         } else {
             outputs.iter().map(|name| self.output(name)).collect::<Result<_, _>>()?
         };
-        let request =
-            Request { inputs: &descs, known: &[], outputs: &wanted, observe: observer.is_some() };
+        let request = Request { inputs: &descs, known: &[], outputs: &wanted, observe: observer.is_some() };
         let plan = self.executor.plan(&request)?;
         let mut found: Vec<Option<Tensor>> = vec![None; wanted.len()];
         self.parallel.install(|| {
@@ -206,9 +213,9 @@ impl Session {
 
     fn output(&self, name: &str) -> Result<ValueId, RuntimeError> {
         let position = self.outputs.iter().position(|output| output == name);
-        position.map(|position| self.executor.graph().outputs[position]).ok_or_else(|| {
-            RuntimeError::UnknownOutput { name: name.to_owned(), known: self.outputs.clone() }
-        })
+        position
+            .map(|position| self.executor.graph().outputs[position])
+            .ok_or_else(|| RuntimeError::UnknownOutput { name: name.to_owned(), known: self.outputs.clone() })
     }
 
     /// The feeds in the order of the inputs, checked.
@@ -217,7 +224,9 @@ impl Session {
         feeds: &[(&str, TensorView<'a>)],
     ) -> Result<SmallVec<[TensorView<'a>; 4]>, RuntimeError> {
         let inputs = &self.executor.graph().inputs;
-        if let Some((name, _)) = feeds.iter().find(|(name, _)| !inputs.iter().any(|input| input.name == *name)) {
+        if let Some((name, _)) =
+            feeds.iter().find(|(name, _)| !inputs.iter().any(|input| input.name == *name))
+        {
             let known = inputs.iter().map(|input| input.name.clone()).collect();
             return Err(RuntimeError::UnknownInput { name: (*name).to_owned(), known });
         }

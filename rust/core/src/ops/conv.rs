@@ -1,0 +1,338 @@
+//! Convolutions: which kernel for which weights and mode.
+
+use std::borrow::Cow;
+use std::sync::{Arc, Mutex, OnceLock, PoisonError};
+
+use mnnq_format::ConvWeights;
+use mnnq_format::schema::{OpType, TableKind};
+use mnnq_kernels::conv_f32::{PackedConv, conv_f32, conv_scratch_len};
+use mnnq_kernels::depthwise_f32::{PackedDepthwise, depthwise_f32};
+use mnnq_kernels::elementwise::Unary;
+use mnnq_kernels::geometry::Sliding;
+use mnnq_kernels::{Epilogue as KernelEpilogue, Residual};
+
+use super::conv_int8::{IntConv, IntQuant};
+use super::conv_stored::{StoredConv, StoredWeights};
+use super::conv_weights::{ConvCommon, bias, kernel_epilogue, weights};
+use super::epilogue::Epilogue;
+use super::error::{OpError, OpResult};
+use super::operator::{Facts, InferResult, Kernel, Layouts, Operator, PrepareContext, StepIo};
+use super::registry::{OpSource, Subgraphs};
+use super::support::kernels;
+use crate::runtime::config::{MemoryMode, PrecisionMode};
+use crate::tensor::{DType, Layout, Shape, TensorDesc};
+
+/// Builds the operator for `Convolution`, `ConvolutionDepthwise`, `ConvInt8` or `DepthwiseConvInt8`.
+pub(super) fn create(source: &OpSource<'_>, _: &mut dyn Subgraphs) -> OpResult<Arc<dyn Operator>> {
+    source.expect_outputs(1)?;
+    let table = source.param(TableKind::Convolution2D)?;
+    let mut common = ConvCommon::parse(table)?;
+    let depthwise = matches!(source.op_type, OpType::ConvolutionDepthwise | OpType::DepthwiseConvInt8);
+    if depthwise {
+        common.group = common.out_channels;
+    }
+    if common.out_channels % common.group != 0 {
+        let wanted = format!("a divisor of the {} output channels", common.out_channels);
+        return Err(OpError::attribute("group", common.group, wanted));
+    }
+    let Some(weights) = weights(table)? else {
+        if source.inputs < 2 {
+            return Err(OpError::attribute("weight", "absent", "weights in the table or as second input"));
+        }
+        return Ok(Arc::new(DynamicConv {
+            bias: bias(table, common.out_channels)?,
+            has_bias: source.inputs > 2,
+            common,
+        }));
+    };
+    let per_channel = common.out_channels * common.taps();
+    let in_group = weights.len() / per_channel;
+    if weights.is_empty() || weights.len() % per_channel != 0 {
+        let wanted = format!("a multiple of {per_channel} values");
+        return Err(OpError::attribute("weight", format!("{} values", weights.len()), wanted));
+    }
+    common.in_channels = in_group * common.group;
+    let bias = bias(table, common.out_channels)?;
+    let quant = IntQuant::of(source, table, &weights, &common)?;
+    if let Some(quant) = quant {
+        return Ok(Arc::new(IntConv::new(common, weights, bias, quant)?));
+    }
+    if matches!(weights, ConvWeights::OldInt8 { .. }) {
+        return Err(OpError::unsupported("int8 weights without scales in a float convolution"));
+    }
+    let form = Form::choose(&weights, depthwise, source.options.memory, source.options.precision);
+    Ok(Arc::new(Conv { common, bias, form, raw: Mutex::new(Some(weights)), packed: OnceLock::new() }))
+}
+
+/// In which form the weights are kept.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Form {
+    /// Packed floats.
+    Float,
+    /// Packed floats of a depthwise convolution.
+    Depthwise,
+    /// The bits of the file, expanded while running.
+    Stored,
+    /// Floats rounded to half precision, expanded while running.
+    Half,
+}
+
+impl Form {
+    fn choose(weights: &ConvWeights, depthwise: bool, memory: MemoryMode, precision: PrecisionMode) -> Self {
+        match weights {
+            _ if depthwise => Self::Depthwise,
+            ConvWeights::Quantized(_) | ConvWeights::Half(_) if memory == MemoryMode::Low => Self::Stored,
+            ConvWeights::Half(_) if precision == PrecisionMode::Low => Self::Stored,
+            ConvWeights::Float(_) if precision == PrecisionMode::Low => Self::Half,
+            _ => Self::Float,
+        }
+    }
+}
+
+enum Packed {
+    Float(PackedConv),
+    Depthwise(PackedDepthwise),
+    Stored(Arc<StoredWeights>),
+}
+
+/// `Convolution` and `ConvolutionDepthwise` on floats:
+/// `y[n, o, y, x] = activation(bias[o] + sum x[n, i, y sy + ky dy - t, x sx + kx dx - l] w[o, i, ky, kx])`.
+struct Conv {
+    common: ConvCommon,
+    bias: Vec<f32>,
+    form: Form,
+    /// The weights as read, until they are packed.
+    raw: Mutex<Option<ConvWeights>>,
+    packed: OnceLock<Arc<Packed>>,
+}
+
+impl Conv {
+    /// The weights in the form the kernel reads; made at the first use, then shared by all plans.
+    fn packed(&self) -> OpResult<Arc<Packed>> {
+        let mut raw = self.raw.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(packed) = self.packed.get() {
+            return Ok(packed.clone());
+        }
+        let weights = raw
+            .take()
+            .ok_or_else(|| OpError::unsupported("packing weights that could not be packed before"))?;
+        let common = &self.common;
+        let dims = [common.out_channels, common.in_channels / common.group, common.taps()];
+        let packed = match self.form {
+            Form::Stored => Packed::Stored(Arc::new(StoredWeights::new(weights, common.out_channels)?)),
+            Form::Half => Packed::Stored(Arc::new(StoredWeights::half(&weights, common.out_channels))),
+            Form::Depthwise => Packed::Depthwise(with_floats(&weights, |w| {
+                PackedDepthwise::new(w, common.out_channels, common.taps())
+            })?),
+            Form::Float => Packed::Float(with_floats(&weights, |w| {
+                PackedConv::new(&kernels().gemm_f32, w, dims, common.group)
+            })?),
+        };
+        Ok(self.packed.get_or_init(|| Arc::new(packed)).clone())
+    }
+}
+
+/// Calls `work` with the weights as floats, without a copy where they lie as floats in the file.
+fn with_floats<R>(weights: &ConvWeights, work: impl FnOnce(&[f32]) -> R) -> R {
+    match weights {
+        ConvWeights::Float(numbers) => work(&numbers.as_f32().unwrap_or_default()),
+        ConvWeights::SparseFloat(values) => work(values),
+        other => work(&other.to_f32()),
+    }
+}
+
+/// The output of a convolution.
+pub(super) fn infer(common: &ConvCommon, desc: TensorDesc, dtype: DType) -> OpResult<TensorDesc> {
+    let sliding = common.sliding(&desc.shape)?;
+    if sliding.channels != common.in_channels {
+        return Err(OpError::shape(0, desc.shape, format!("{} channels", common.in_channels)));
+    }
+    let dims = [sliding.batch, common.out_channels, sliding.out_height, sliding.out_width];
+    Ok(TensorDesc::new(dtype, Shape::new(&dims)?))
+}
+
+impl Operator for Conv {
+    fn infer(&self, inputs: &Facts<'_>) -> InferResult {
+        Ok(vec![infer(&self.common, inputs.typed(0, DType::F32)?, DType::F32)?])
+    }
+
+    fn layouts(&self, inputs: &Facts<'_>, outputs: &[TensorDesc]) -> Layouts {
+        Layouts::first(Layout::ChannelsLast, inputs.len(), outputs.len())
+    }
+
+    fn accepts_epilogue(&self) -> bool {
+        true
+    }
+
+    fn prepare(&self, context: &PrepareContext<'_>) -> OpResult<Box<dyn Kernel>> {
+        let sliding = self.common.sliding(&context.inputs.shape(0)?)?;
+        let epilogue = self.common.epilogue(context.epilogue);
+        let packed = self.packed()?;
+        if let Packed::Stored(weights) = &*packed {
+            let (group, bias, weights) = (self.common.group, self.bias.clone(), weights.clone());
+            return Ok(Box::new(StoredConv::new(sliding, group, weights, bias, epilogue)));
+        }
+        let (activation, residual, rest) = kernel_epilogue(&epilogue);
+        Ok(Box::new(FloatConv {
+            sliding,
+            packed,
+            bias: self.bias.clone(),
+            activation,
+            residual,
+            rest,
+            threads: context.options.threads,
+            words: epilogue.describe(),
+        }))
+    }
+}
+
+struct FloatConv {
+    sliding: Sliding,
+    packed: Arc<Packed>,
+    bias: Vec<f32>,
+    activation: Unary,
+    residual: Option<(usize, Unary)>,
+    /// What the kernels cannot apply themselves.
+    rest: Epilogue,
+    threads: usize,
+    words: String,
+}
+
+impl Kernel for FloatConv {
+    fn label(&self) -> Cow<'static, str> {
+        let (v, h) = (self.sliding.vertical.kernel, self.sliding.horizontal.kernel);
+        match &*self.packed {
+            Packed::Depthwise(_) => {
+                let isa = kernels().depthwise_f32.level();
+                format!("depthwise {v}x{h} f32 depthwise_f32_{isa}{}", self.words)
+            }
+            _ => format!("conv {v}x{h} f32 {}{}", kernels().gemm_f32.name(), self.words),
+        }
+        .into()
+    }
+
+    fn scratch(&self) -> usize {
+        match &*self.packed {
+            Packed::Float(_) => self.threads * conv_scratch_len() * size_of::<f32>(),
+            _ => 0,
+        }
+    }
+
+    fn run(&self, io: &mut StepIo<'_, '_>) -> OpResult<()> {
+        let input = io.input(0).data::<f32>();
+        let residual = self.residual.map(|(position, then)| Residual {
+            data: io.input(position).data(),
+            row_stride: self.bias.len(),
+            then,
+        });
+        let epilogue =
+            KernelEpilogue { scale: None, bias: Some(&self.bias), activation: self.activation, residual };
+        let out = io.outputs[0].data::<f32>();
+        match &*self.packed {
+            Packed::Float(weights) => {
+                let scratch = bytemuck::cast_slice_mut(io.scratch);
+                let kernel = &kernels().gemm_f32;
+                conv_f32(kernel, &self.sliding, input, weights, &epilogue, out, scratch, io.parallel)?;
+            }
+            Packed::Depthwise(weights) => {
+                let isa = kernels().depthwise_f32;
+                depthwise_f32(isa, &self.sliding, input, weights, &epilogue, out, io.parallel)?;
+            }
+            Packed::Stored(_) => return Err(OpError::unsupported("stored weights in the float kernel")),
+        }
+        self.rest.apply_all(io);
+        Ok(())
+    }
+}
+
+/// `Convolution` whose weights (and bias) are inputs: `(x, weight [o, i / group, kh, kw], [bias])`.
+struct DynamicConv {
+    common: ConvCommon,
+    bias: Vec<f32>,
+    has_bias: bool,
+}
+
+impl Operator for DynamicConv {
+    fn infer(&self, inputs: &Facts<'_>) -> InferResult {
+        let (x, weight) = (inputs.typed(0, DType::F32)?, inputs.typed(1, DType::F32)?);
+        let common = self.with_weight(&x.shape, &weight.shape)?;
+        if let Some(bias) = inputs.get(2).filter(|_| self.has_bias)
+            && bias.desc.shape.count() != common.out_channels
+        {
+            return Err(OpError::shape(2, bias.desc.shape, format!("{} values", common.out_channels)).into());
+        }
+        Ok(vec![infer(&common, x, DType::F32)?])
+    }
+
+    fn layouts(&self, inputs: &Facts<'_>, outputs: &[TensorDesc]) -> Layouts {
+        Layouts::first(Layout::ChannelsLast, inputs.len(), outputs.len())
+    }
+
+    fn accepts_epilogue(&self) -> bool {
+        true
+    }
+
+    fn prepare(&self, context: &PrepareContext<'_>) -> OpResult<Box<dyn Kernel>> {
+        let x = context.inputs.shape(0)?;
+        let common = self.with_weight(&x, &context.inputs.shape(1)?)?;
+        let epilogue = common.epilogue(context.epilogue);
+        let dims = [common.out_channels, common.in_channels / common.group, common.taps()];
+        Ok(Box::new(DynamicConvKernel {
+            sliding: common.sliding(&x)?,
+            dims,
+            group: common.group,
+            bias: self.bias.clone(),
+            has_bias: self.has_bias && context.inputs.get(2).is_some(),
+            epilogue,
+            threads: context.options.threads,
+        }))
+    }
+}
+
+impl DynamicConv {
+    /// The attributes with the channels of the weights.
+    fn with_weight(&self, x: &Shape, weight: &Shape) -> OpResult<ConvCommon> {
+        let &[out_channels, in_group, kh, kw] = weight.dims() else {
+            return Err(OpError::shape(1, *weight, "[O, I, kh, kw]"));
+        };
+        let channels = x.get(1).copied().unwrap_or(0);
+        let fits = out_channels == self.common.out_channels && [kh, kw] == self.common.kernel;
+        if !fits || in_group == 0 || channels % in_group != 0 {
+            let wanted = format!("{} outputs, kernel {:?}", self.common.out_channels, self.common.kernel);
+            return Err(OpError::shape(1, *weight, wanted));
+        }
+        Ok(ConvCommon { in_channels: channels, group: channels / in_group, ..self.common.clone() })
+    }
+}
+
+struct DynamicConvKernel {
+    sliding: Sliding,
+    dims: [usize; 3],
+    group: usize,
+    bias: Vec<f32>,
+    has_bias: bool,
+    epilogue: Epilogue,
+    threads: usize,
+}
+
+impl Kernel for DynamicConvKernel {
+    fn label(&self) -> Cow<'static, str> {
+        format!("conv f32 {}, weights packed in every run", kernels().gemm_f32.name()).into()
+    }
+
+    fn scratch(&self) -> usize {
+        self.threads * conv_scratch_len() * size_of::<f32>()
+    }
+
+    fn run(&self, io: &mut StepIo<'_, '_>) -> OpResult<()> {
+        let kernel = &kernels().gemm_f32;
+        let weights = PackedConv::new(kernel, io.input(1).data(), self.dims, self.group)?;
+        let bias = if self.has_bias { io.input(2).data::<f32>() } else { &self.bias };
+        let epilogue = KernelEpilogue::new(Some(bias), Unary::Identity);
+        let (input, scratch) = (io.input(0).data(), bytemuck::cast_slice_mut(io.scratch));
+        let out = io.outputs[0].data::<f32>();
+        conv_f32(kernel, &self.sliding, input, &weights, &epilogue, out, scratch, io.parallel)?;
+        self.epilogue.apply_all(io);
+        Ok(())
+    }
+}

@@ -1,0 +1,270 @@
+//! Transposed convolutions: `Deconvolution`, `DeconvolutionDepthwise`.
+//!
+//! The product of every input pixel with all weights, then a sum over the products that meet in an output pixel.
+
+use std::borrow::Cow;
+use std::sync::{Arc, Mutex, OnceLock, PoisonError};
+
+use mnnq_format::ConvWeights;
+use mnnq_format::schema::{OpType, TableKind};
+use mnnq_kernels::Epilogue as KernelEpilogue;
+use mnnq_kernels::gemm_f32::{PackedB, gemm_f32, scratch_len};
+
+use super::conv_weights::{ConvCommon, Padding, bias, weights};
+use super::epilogue::Epilogue;
+use super::error::{OpError, OpResult};
+use super::operator::{Facts, InferResult, Kernel, Layouts, Operator, PrepareContext, StepIo};
+use super::registry::OpSource;
+use super::support::{for_each_outer, kernels};
+use crate::tensor::{DType, Layout, Shape, TensorDesc};
+
+/// Weights `[ic, oc / group, kh, kw]`, quantized ones expanded to floats.
+pub(super) struct Deconv {
+    common: ConvCommon,
+    bias: Vec<f32>,
+    depthwise: bool,
+    raw: Mutex<Option<ConvWeights>>,
+    packed: OnceLock<Arc<Packed>>,
+}
+
+enum Packed {
+    /// Per group: `[ic / group, taps * oc / group]`.
+    Groups(Vec<PackedB>),
+    /// `[taps, channels]`
+    Depthwise(Vec<f32>),
+}
+
+impl Deconv {
+    pub(super) fn new(source: &OpSource<'_>) -> OpResult<Self> {
+        source.expect_outputs(1)?;
+        let table = source.param(TableKind::Convolution2D)?;
+        let mut common = ConvCommon::parse(table)?;
+        let depthwise = source.op_type == OpType::DeconvolutionDepthwise;
+        if depthwise {
+            common.group = common.out_channels;
+        }
+        let weights = weights(table)?
+            .ok_or_else(|| OpError::unsupported("a transposed convolution whose weights are an input"))?;
+        if matches!(weights, ConvWeights::OldInt8 { .. }) {
+            return Err(OpError::unsupported("int8 weights without scales"));
+        }
+        if common.out_channels % common.group != 0 {
+            return Err(OpError::attribute("group", common.group, "a divisor of outputCount"));
+        }
+        let per_channel = common.out_channels / common.group * common.taps();
+        if weights.is_empty() || weights.len() % per_channel != 0 {
+            let wanted = format!("a multiple of {per_channel} values");
+            return Err(OpError::attribute("weight", format!("{} values", weights.len()), wanted));
+        }
+        common.in_channels = weights.len() / per_channel;
+        if common.in_channels % common.group != 0 {
+            return Err(OpError::attribute("group", common.group, "a divisor of the input channels"));
+        }
+        let bias = bias(table, common.out_channels)?;
+        Ok(Self { common, bias, depthwise, raw: Mutex::new(Some(weights)), packed: OnceLock::new() })
+    }
+
+    fn packed(&self) -> OpResult<Arc<Packed>> {
+        let mut raw = self.raw.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(packed) = self.packed.get() {
+            return Ok(packed.clone());
+        }
+        let weights = raw.take().map(|weights| weights.to_f32()).unwrap_or_default();
+        let (taps, group) = (self.common.taps(), self.common.group);
+        let (ic, oc) = (self.common.in_channels / group, self.common.out_channels / group);
+        let packed = if self.depthwise {
+            let at = |i: usize| weights[i % self.common.out_channels * taps + i / self.common.out_channels];
+            Packed::Depthwise((0..weights.len()).map(at).collect())
+        } else {
+            let mut matrix = vec![0.0; ic * oc * taps];
+            let mut groups = Vec::with_capacity(group);
+            for weights in weights.chunks_exact(ic * oc * taps) {
+                for (i, line) in matrix.chunks_exact_mut(oc * taps).enumerate() {
+                    for (j, w) in line.iter_mut().enumerate() {
+                        *w = weights[(i * oc + j % oc) * taps + j / oc];
+                    }
+                }
+                groups.push(PackedB::from_rows(&kernels().gemm_f32, &matrix, ic, oc * taps, oc * taps)?);
+            }
+            Packed::Groups(groups)
+        };
+        Ok(self.packed.get_or_init(|| Arc::new(packed)).clone())
+    }
+
+    /// Output size and padding (top, left).
+    fn output(&self, inputs: &Facts<'_>) -> InferResult<([usize; 2], [usize; 2])> {
+        let shape = inputs.typed(0, DType::F32)?.shape;
+        let common = &self.common;
+        let &[_, channels, height, width] = shape.dims() else {
+            return Err(OpError::shape(0, shape, "[N, C, H, W]").into());
+        };
+        if channels != common.in_channels {
+            return Err(OpError::shape(0, shape, format!("{} channels", common.in_channels)).into());
+        }
+        let wanted = if common.has_output_shape {
+            let list = inputs.integers(inputs.len().max(2) - 1)?;
+            match list[..] {
+                [_, h, w, _] if h > 0 && w > 0 => Some([h as usize, w as usize]),
+                _ => return Err(OpError::value(1, format!("output shape {list:?}")).into()),
+            }
+        } else {
+            None
+        };
+        let (mut size, mut pad) = ([0; 2], [0; 2]);
+        for (axis, length) in [height, width].into_iter().enumerate() {
+            let span = (length.max(1) - 1) * common.stride[axis]
+                + (common.kernel[axis] - 1) * common.dilation[axis]
+                + 1
+                + common.out_pads[axis];
+            (size[axis], pad[axis]) = match (wanted, common.padding) {
+                (Some(wanted), _) => (wanted[axis], span.saturating_sub(wanted[axis]) / 2),
+                (None, Padding::Same) => {
+                    let size = length * common.stride[axis];
+                    (size, span.saturating_sub(size) / 2)
+                }
+                (None, Padding::Valid) => (span, 0),
+                (None, Padding::Explicit(pads)) => {
+                    let total = pads[axis] + pads[axis + 2];
+                    let size = span.checked_sub(total).filter(|&size| size > 0);
+                    let size = size
+                        .ok_or_else(|| OpError::shape(0, shape, format!("more than the padding {total}")))?;
+                    (size, pads[axis])
+                }
+            };
+        }
+        Ok((size, pad))
+    }
+}
+
+impl Operator for Deconv {
+    fn infer(&self, inputs: &Facts<'_>) -> InferResult {
+        let (size, _) = self.output(inputs)?;
+        let dims = [inputs.shape(0)?[0], self.common.out_channels, size[0], size[1]];
+        Ok(vec![TensorDesc::new(DType::F32, Shape::new(&dims)?)])
+    }
+
+    fn layouts(&self, inputs: &Facts<'_>, outputs: &[TensorDesc]) -> Layouts {
+        Layouts::first(Layout::ChannelsLast, inputs.len(), outputs.len())
+    }
+
+    fn accepts_epilogue(&self) -> bool {
+        true
+    }
+
+    fn prepare(&self, context: &PrepareContext<'_>) -> OpResult<Box<dyn Kernel>> {
+        // Operands of the epilogue follow the operator's own inputs.
+        let own = if self.common.has_output_shape { 2 } else { 1 };
+        let facts: Vec<_> = context.inputs.iter().take(own).collect();
+        let (size, pad) = self
+            .output(&Facts::new(&facts))
+            .map_err(|_| OpError::unsupported("an output shape that is not known"))?;
+        let shape = context.inputs.shape(0)?;
+        Ok(Box::new(DeconvKernel {
+            input: [shape[0], shape[2], shape[3]],
+            size,
+            pad,
+            epilogue: self.common.epilogue(context.epilogue),
+            common: self.common.clone(),
+            bias: self.bias.clone(),
+            packed: self.packed()?,
+            threads: context.options.threads,
+        }))
+    }
+}
+
+struct DeconvKernel {
+    /// Batch, height, width.
+    input: [usize; 3],
+    size: [usize; 2],
+    pad: [usize; 2],
+    common: ConvCommon,
+    bias: Vec<f32>,
+    packed: Arc<Packed>,
+    epilogue: Epilogue,
+    threads: usize,
+}
+
+impl DeconvKernel {
+    fn pixels(&self) -> usize {
+        self.input.iter().product()
+    }
+
+    /// Floats of the products of one pixel.
+    fn products(&self) -> usize {
+        match &*self.packed {
+            Packed::Groups(_) => self.common.out_channels * self.common.taps(),
+            Packed::Depthwise(_) => 0,
+        }
+    }
+
+    /// The tap along an axis that leads from input position `from` to output position `to`.
+    fn source(&self, axis: usize, to: usize, tap: usize) -> Option<usize> {
+        let at = (to + self.pad[axis]).checked_sub(tap * self.common.dilation[axis])?;
+        let from = at / self.common.stride[axis];
+        (at % self.common.stride[axis] == 0 && from < self.input[axis + 1]).then_some(from)
+    }
+}
+
+impl Kernel for DeconvKernel {
+    fn label(&self) -> Cow<'static, str> {
+        let [v, h] = self.common.kernel;
+        let kind = if self.products() == 0 { "depthwise deconv" } else { "deconv" };
+        format!("{kind} {v}x{h} f32 {}{}", kernels().gemm_f32.name(), self.epilogue.describe()).into()
+    }
+
+    fn scratch(&self) -> usize {
+        (self.pixels() * self.products() + self.threads * scratch_len()) * size_of::<f32>()
+    }
+
+    fn run(&self, io: &mut StepIo<'_, '_>) -> OpResult<()> {
+        let x = io.input(0).data::<f32>();
+        let (ic, oc, taps) = (self.common.in_channels, self.common.out_channels, self.common.taps());
+        let (group, oc_group) = (self.common.group, oc / self.common.group);
+        let scratch: &mut [f32] = bytemuck::cast_slice_mut(io.scratch);
+        let (products, scratch) = scratch.split_at_mut(self.pixels() * self.products());
+        if let Packed::Groups(groups) = &*self.packed {
+            let row = oc * taps;
+            for (index, weights) in groups.iter().enumerate() {
+                let (a, out) = (&x[(index * ic / group).min(x.len())..], index * oc_group * taps);
+                let out = &mut products[out.min(self.pixels() * row)..];
+                let epilogue = KernelEpilogue::default();
+                let kernel = &kernels().gemm_f32;
+                gemm_f32(kernel, self.pixels(), a, ic, weights, &epilogue, out, row, scratch, io.parallel)?;
+            }
+        }
+        let products = &*products;
+        let epilogue = self.epilogue.bind(io.inputs);
+        let [out_height, out_width] = self.size;
+        let [_, height, width] = self.input;
+        let row = out_width * oc;
+        for_each_outer(io.parallel, io.outputs[0].data::<f32>(), row, |index, out| {
+            let (image, y) = (index / out_height, index % out_height);
+            out.chunks_exact_mut(oc).for_each(|pixel| pixel.copy_from_slice(&self.bias));
+            for ky in 0..self.common.kernel[0] {
+                let Some(iy) = self.source(0, y, ky) else { continue };
+                for (out_x, out) in out.chunks_exact_mut(oc).enumerate() {
+                    for kx in 0..self.common.kernel[1] {
+                        let Some(ix) = self.source(1, out_x, kx) else { continue };
+                        let tap = ky * self.common.kernel[1] + kx;
+                        let pixel = (image * height + iy) * width + ix;
+                        match &*self.packed {
+                            Packed::Depthwise(weights) => {
+                                let (x, w) = (&x[pixel * oc..][..oc], &weights[tap * oc..][..oc]);
+                                out.iter_mut().zip(x).zip(w).for_each(|((out, x), w)| *out += x * w);
+                            }
+                            Packed::Groups(_) => {
+                                for (g, out) in out.chunks_exact_mut(oc_group).enumerate() {
+                                    let at = pixel * oc * taps + (g * taps + tap) * oc_group;
+                                    let part = &products[at..at + oc_group];
+                                    out.iter_mut().zip(part).for_each(|(out, p)| *out += p);
+                                }
+                            }
+                        }
+                    }
+                }
+            }
+            epilogue.apply(index * row, out);
+        });
+        Ok(())
+    }
+}
