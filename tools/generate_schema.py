@@ -268,7 +268,11 @@ def generate(schema: Schema) -> str:
         "pub static TABLES: &[TableDesc] = &[",
     ]
     for table in schema.tables.values():
-        out += ["    TableDesc {", f'        name: "{table.name}",', f"        kind: TableKind::{table.name},"]
+        out += [
+            "    TableDesc {",
+            f'        name: "{table.name}",',
+            f"        kind: TableKind::{table.name},",
+        ]
         out.append("        fields: &[")
         for item in table.fields:
             kind = field_type(schema, item)

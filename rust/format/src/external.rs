@@ -22,8 +22,8 @@ use crate::mapping::map_file;
 use crate::model::{Model, Number, Numbers, Table, Value};
 use crate::reader::{ReadLimits, read};
 use crate::schema::{
-    DataType, Field, ScaleStorageType, TableKind, blob as blob_field, convolution2d,
-    idst_quan, layer_norm, net, op, scale, sub_graph_proto,
+    DataType, Field, ScaleStorageType, TableKind, blob as blob_field, convolution2d, idst_quan, layer_norm,
+    net, op, scale, sub_graph_proto,
 };
 
 /// Blobs of at most this many elements stay in the model.
@@ -73,6 +73,14 @@ pub fn read_file(path: &Path, side: &SideFile, limits: &ReadLimits) -> Result<Mo
         resolve(&mut model, &map_file(&side)?)?;
     }
     Ok(model)
+}
+
+/// Maps a side file, for [`resolve`].
+///
+/// # Errors
+/// [`FormatError::Io`] if it cannot be opened.
+pub fn map_side_file(path: &Path) -> Result<Bytes> {
+    map_file(path)
 }
 
 /// Whether any table of the model has data in a side file.

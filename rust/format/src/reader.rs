@@ -56,7 +56,8 @@ pub fn read_unvalidated(bytes: impl Into<Bytes>, limits: &ReadLimits) -> Result<
         return Err(FormatError::at("", Problem::FileTooLarge { len, limit: limits.max_file_size }));
     }
     let budget = bytes.len().saturating_mul(limits.max_visits).saturating_add(1 << 16);
-    let mut reader = Reader { bytes: &bytes, limits, budget, total_budget: budget, tables: 0, skipped: Vec::new() };
+    let mut reader =
+        Reader { bytes: &bytes, limits, budget, total_budget: budget, tables: 0, skipped: Vec::new() };
     let path = Path { parent: None, part: Part::Root };
     let root = reader.offset("root offset", 0, &path)?;
     let net = reader.table(ROOT, root, 0, &path)?;
@@ -129,7 +130,10 @@ impl<'a> Reader<'a> {
 
     fn array<const N: usize>(&self, what: &'static str, position: usize, path: &Path<'_>) -> Result<[u8; N]> {
         let slice = self.slice(what, position, N, path)?;
-        slice.first_chunk().copied().map_or_else(|| self.fail(path, self.out_of_bounds(what, position, N)), Ok)
+        slice
+            .first_chunk()
+            .copied()
+            .map_or_else(|| self.fail(path, self.out_of_bounds(what, position, N)), Ok)
     }
 
     fn u32(&self, what: &'static str, position: usize, path: &Path<'_>) -> Result<usize> {

@@ -251,7 +251,10 @@ impl EnumDesc {
     }
 }
 
-#[expect(clippy::as_conversions, reason = "the discriminant of a field-less enum is its position in the table")]
+#[expect(
+    clippy::as_conversions,
+    reason = "the discriminant of a field-less enum is its position in the table"
+)]
 impl TableKind {
     /// The descriptor of this table.
     #[must_use]
@@ -284,7 +287,10 @@ impl TableKind {
     }
 }
 
-#[expect(clippy::as_conversions, reason = "the discriminant of a field-less enum is its position in the table")]
+#[expect(
+    clippy::as_conversions,
+    reason = "the discriminant of a field-less enum is its position in the table"
+)]
 impl EnumKind {
     /// The descriptor of this enum.
     #[must_use]

@@ -156,7 +156,8 @@ impl<'a> Cursor<'a> {
             let wanted = used.saturating_add(size.map_or(u64::MAX, to_u64));
             Problem::PayloadTooShort { what, wanted, len: self.all.len() }
         };
-        let (taken, rest) = size.and_then(|size| self.rest.split_at_checked(size)).ok_or_else(|| short(size))?;
+        let (taken, rest) =
+            size.and_then(|size| self.rest.split_at_checked(size)).ok_or_else(|| short(size))?;
         self.rest = rest;
         Ok(taken)
     }
