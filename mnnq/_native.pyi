@@ -1,13 +1,28 @@
 """The native part of mnnq."""
 
+# ruff: noqa: PYI021 -- editors show the documentation of a compiled module from its stub.
+
 from os import PathLike
-from typing import Any, Literal, TypedDict
+from typing import Any, Literal, TypedDict, type_check_only
 
 import numpy as np
 import numpy.typing as npt
 
+__all__ = [
+    "__version__",
+    "decode_weights",
+    "encode_weights",
+    "model_to_bytes",
+    "pack_half",
+    "read_model",
+    "schema",
+    "validate",
+    "write_model",
+]
+
 __version__: str
 
+@type_check_only
 class Schema(TypedDict):
     """What `schema` returns."""
 
@@ -15,6 +30,7 @@ class Schema(TypedDict):
     tables: dict[str, dict[str, dict[str, Any]]]
     union: list[str]
 
+@type_check_only
 class DecodedWeights(TypedDict):
     """What `decode_weights` returns."""
 
