@@ -1,6 +1,10 @@
 //! The extension module `mnnq._native`: a thin binding over `mnnq-core` and `mnnq-format`.
 //!
-//! It converts values and errors; it holds no algorithm.
+//! It converts values and errors; it holds no algorithm. Every module adds its functions through one `add`.
+
+mod arrays;
+mod errors;
+mod format;
 
 use pyo3::prelude::*;
 
@@ -11,6 +15,7 @@ mod _native {
 
     #[pymodule_init]
     fn init(module: &Bound<'_, PyModule>) -> PyResult<()> {
-        module.add("__version__", env!("CARGO_PKG_VERSION"))
+        module.add("__version__", env!("CARGO_PKG_VERSION"))?;
+        format::add(module)
     }
 }
