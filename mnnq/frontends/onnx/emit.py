@@ -272,10 +272,24 @@ def compare(b: Lowering, kind: str, x: str, y: str, out: str | None = None) -> s
     if kind == "EQUAL" and b.is_float(x):
         both = [compare(b, k, x, y) for k in ("GREATER_EQUAL", "LESS_EQUAL")]
         return b.binary("MUL", *both, out)
-    info = ValueInfo(np.dtype(np.int32), broadcast_dims(b.shape(x), b.shape(y)))
+    shape = broadcast_dims(b.shape(x), b.shape(y))
+    if b.is_float(x):
+        x = _one_sided(b, x, y, shape)
     return b.emit(
-        "BinaryOp", [x, y], out, param_type="BinaryOp", opType=kind, T=mnn_type(b.info(x).dtype), info=info
-    )
+        "BinaryOp", [x, y], out, param_type="BinaryOp", opType=kind, T=mnn_type(b.info(x).dtype),
+        info=ValueInfo(np.dtype(np.int32), shape),
+    )  # fmt: skip
+
+
+def _one_sided(b: Lowering, x: str, y: str, shape: tuple[Dim, ...] | None) -> str:
+    """Spread `x` unless one operand has the full shape: float comparisons that broadcast both go wrong in the runtime."""
+    if shape is not None:
+        if None not in shape and shape in (b.shape(x), b.shape(y)):
+            return x
+        static = ValueInfo(None, shape).static_shape
+        if static is not None:
+            return broadcast_to(b, x, static)
+    return broadcast_to(b, x, shape_of(b, b.binary("ADD", x, y)))
 
 
 def logical_not(b: Lowering, x: str, out: str | None = None) -> str:
@@ -302,7 +316,7 @@ def select(b: Lowering, cond: str, x: str, y: str, out: str | None = None) -> st
         if static is not None:
             y = broadcast_to(b, y, static)
         elif not (shape is not None and b.shape(y) == shape and None not in shape):
-            whole = b.binary("ADD", cond, compare(b, "GREATER", x, y))
+            whole = b.binary("ADD", cond, b.binary("GREATER", x, y))
             y = broadcast_to(b, y, shape_of(b, whole))
     return b.emit("Select", [cond, x, y], out, info=with_shape(b, x, shape))
 
