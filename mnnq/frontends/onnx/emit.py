@@ -109,13 +109,23 @@ def reshape_to(b: Lowering, x: str, dims: Sequence[DimSource], out: str | None =
         msg = "a tensor without elements"
         raise Unsupported(msg)
     if len(unknown) <= 1 and not (unknown and -1 in known):
-        return b.reshape(x, [-1 if d is None else d for d in known], out)
+        target = int_list(b, [-1 if d is None else d for d in known])
+        info = with_shape(b, x, _inferred(b, x, known))
+        return b.emit("Reshape", [x, target], out, param_type="Reshape", dimType="NCHW", info=info)
     parts = [int_list(b, d) if isinstance(d, int) else dim_of(b, *d) for d in dims]
     target = concat(b, parts, 0)
     return b.emit(
         "Reshape", [x, target], out, param_type="Reshape", dimType="NCHW",
         info=with_shape(b, x, [d if d != -1 else None for d in known]),
     )  # fmt: skip
+
+
+def _inferred(b: Lowering, x: str, dims: Sequence[int | None]) -> list[Dim]:
+    """Reshape target with its one open dim computed when the size of `x` is known."""
+    shape = b.static_shape(x)
+    rest = int(np.prod([d for d in dims if d is not None and d > 0]))
+    size = None if shape is None or rest == 0 else int(np.prod(shape)) // rest
+    return [d if d is not None and d > 0 else size for d in dims]
 
 
 # -- moving data
