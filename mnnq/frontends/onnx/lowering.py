@@ -15,7 +15,7 @@ import numpy.typing as npt
 
 from mnnq.errors import UnsupportedError
 from mnnq.frontends.onnx import registry
-from mnnq.ir.graph import Graph, Node, ValueInfo
+from mnnq.ir.graph import Dim, Graph, Node, ValueInfo
 from mnnq.ir.model import Model, Op, SubGraph
 
 #: Bound of integer constants in the file (MNN clamps 64-bit values so).
@@ -57,6 +57,25 @@ def blob(array: npt.NDArray[Any]) -> dict[str, Any]:
 
 def _flat(array: npt.NDArray[Any]) -> npt.NDArray[Any]:
     return np.ascontiguousarray(array).reshape(-1)
+
+
+def broadcast_dims(*shapes: tuple[Dim, ...] | None) -> tuple[Dim, ...] | None:
+    """Shape after numpy broadcasting, as far as it is known."""
+    if any(shape is None for shape in shapes):
+        return None
+    known = [shape for shape in shapes if shape is not None]
+    rank = max((len(shape) for shape in known), default=0)
+    result: list[Dim] = []
+    for axis in range(-rank, 0):
+        column = [shape[axis] for shape in known if len(shape) >= -axis]
+        others = [d for d in column if d != 1]
+        if not others:
+            result.append(1)
+            continue
+        numbers = [d for d in others if isinstance(d, int)]
+        same = others[0] if all(d == others[0] for d in others) else None
+        result.append(numbers[0] if numbers else same)
+    return tuple(result)
 
 
 class Lowering:
@@ -216,10 +235,10 @@ class Lowering:
 
     def binary(self, kind: str, a: str, b: str, out: str | None = None) -> str:
         """``BinaryOp`` with numpy broadcasting; `kind` is a key of ``BinaryOpOperation``."""
-        info = self.info(a)
+        dtype = self.info(a).dtype
         return self.emit(
-            "BinaryOp", [a, b], out, param_type="BinaryOp", opType=kind, T=mnn_type(info.dtype),
-            info=ValueInfo(info.dtype),
+            "BinaryOp", [a, b], out, param_type="BinaryOp", opType=kind, T=mnn_type(dtype),
+            info=ValueInfo(dtype, broadcast_dims(self.shape(a), self.shape(b))),
         )  # fmt: skip
 
     def unary(self, kind: str, x: str, out: str | None = None) -> str:
@@ -258,6 +277,15 @@ class Lowering:
     def identity(self, x: str, out: str) -> str:
         """Give a tensor a second name (a reshape to its own shape; MNN drops plain identities at outputs)."""
         return self.emit("Identity", [x], out, info=self.info(x))
+
+    def adopt(self, old: str, new: str) -> None:
+        """Tell the builder that a tensor which nothing reads yet is now called `new`."""
+        self._produced.discard(old)
+        self._produced.add(new)
+        self._names.add(new)
+        info = self._infos.pop(old, None)
+        if info is not None:
+            self._infos[new] = info
 
     def _add_const(self, name: str, array: npt.NDArray[Any]) -> None:
         self.ops.append(Op("Const", name, [], [name], "Blob", blob(array)))
