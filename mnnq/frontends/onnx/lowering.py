@@ -79,8 +79,11 @@ class Lowering:
     # -- what is known of values
 
     def info(self, name: str) -> ValueInfo:
-        """Type and shape of a source value or of a tensor made here."""
-        return self._infos.get(name) or self.graph.info(name)
+        """Type and shape of a source value or of a tensor made here; captured values are looked up outside."""
+        found = self._infos.get(name) or self.graph.info(name)
+        if self.parent is not None and found == ValueInfo():
+            return self.parent.info(name)
+        return found
 
     def shape(self, name: str) -> tuple[int | str | None, ...] | None:
         """Shape of a value; None when the rank is unknown."""
@@ -104,16 +107,26 @@ class Lowering:
         return dtype is None or is_float(dtype)
 
     def constant(self, name: str) -> npt.NDArray[Any] | None:
-        """Array of a constant value, else None."""
-        return self.graph.constant(name)
+        """Array of a constant value (of an enclosing graph too), else None."""
+        array = self.graph.constant(name)
+        if array is None and self.parent is not None and name not in self._produced:
+            return self.parent.constant(name)
+        return array
 
     def need_constant(self, node: Node, index: int, what: str) -> npt.NDArray[Any]:
         """Array of input `index`; raises `Unsupported` when it is computed at run time."""
-        array = self.graph.constant(node.input(index))
+        array = self.constant(node.input(index))
         if array is None:
             msg = f"{what} must be constant"
             raise Unsupported(msg)
         return array
+
+    def check_attributes(self, node: Node, *known: str) -> None:
+        """Raise `Unsupported` when a node has attributes besides the `known` ones."""
+        unknown = sorted(set(node.attrs) - set(known))
+        if unknown:
+            msg = f"attribute {', '.join(map(repr, unknown))} is not understood"
+            raise Unsupported(msg)
 
     # -- building
 
@@ -210,7 +223,7 @@ class Lowering:
         """Emit the ``Const`` of a graph constant once, before its first use."""
         if not name or name in self._produced:
             return
-        array = self.graph.constant(name)
+        array = self.constant(name)
         if array is not None:
             self._add_const(name, array)
 
@@ -258,6 +271,43 @@ class Lowering:
     def identity(self, x: str, out: str) -> str:
         """Give a tensor a second name (a reshape to its own shape; MNN drops plain identities at outputs)."""
         return self.emit("Identity", [x], out, info=self.info(x))
+
+    # -- subgraphs
+
+    def nested(self, graph: Graph | None = None) -> Lowering:
+        """A builder for the body of a control-flow operator: of a source `graph`, or to be filled by hand.
+
+        Constants of the enclosing graphs are materialised inside the body; other values of theirs must be
+        made inputs of it with `subgraph_input` under their own names.
+        """
+        return Lowering(graph if graph is not None else Graph("body", self.graph.opset), self)
+
+    def subgraph_input(self, name: str, info: ValueInfo) -> str:
+        """Declare an input of a body and return its tensor name."""
+        shape = info.shape or ()
+        dims = np.asarray([d if isinstance(d, int) else -1 for d in shape], np.int32)
+        params: dict[str, Any] = {"dims": dims} if shape else {}
+        return self.emit(
+            "Input", [], name, param_type="Input", dtype=mnn_type(info.dtype), dformat="NCHW", info=info, **params
+        )  # fmt: skip
+
+    def add_subgraph(self, stem: str, body: Lowering, inputs: Sequence[str], outputs: Sequence[str]) -> str:
+        """Register the operators of `body` as a subgraph and return its name.
+
+        Every output gets a tensor of its own: MNN's control flow pairs body outputs with operator outputs by
+        position, and an output that is an input or is listed twice loses its value.
+        """
+        own: list[str] = []
+        for name in outputs:
+            body.materialise(name)
+            again = name in own or name in inputs
+            own.append(body.identity(name, body.fresh(f"{name}__out")) if again else name)
+        unique, serial = stem, 0
+        while unique in self.subgraphs:
+            serial += 1
+            unique = f"{stem}__{serial}"
+        self.subgraphs[unique] = SubGraph(unique, body.ops, list(inputs), own)
+        return unique
 
     def _add_const(self, name: str, array: npt.NDArray[Any]) -> None:
         self.ops.append(Op("Const", name, [], [name], "Blob", blob(array)))
