@@ -7,7 +7,7 @@ convention, so that "to the end" sentinels survive additions.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -75,12 +75,16 @@ class Lowering:
         self._infos: dict[str, ValueInfo] = {}
         self._names: set[str] = graph._names()
         self._const_cache: dict[tuple[str, tuple[int, ...], bytes], str] = {}
+        self._made: dict[tuple[Any, ...], str] = {}
 
     # -- what is known of values
 
     def info(self, name: str) -> ValueInfo:
         """Type and shape of a source value or of a tensor made here; captured values are looked up outside."""
-        found = self._infos.get(name) or self.graph.info(name)
+        found, own = self.graph.info(name), self._infos.get(name)
+        if own is not None:
+            shape = found.shape if found.static_shape is not None or own.static_shape is None else own.shape
+            found = ValueInfo(found.dtype or own.dtype, shape if shape is not None else own.shape)
         if self.parent is not None and found == ValueInfo():
             return self.parent.info(name)
         return found
@@ -128,7 +132,17 @@ class Lowering:
             msg = f"attribute {', '.join(map(repr, unknown))} is not understood"
             raise Unsupported(msg)
 
+    def note(self, name: str, info: ValueInfo) -> None:
+        """State type and shape of a tensor made here; what the source graph says of its own values counts first."""
+        self._infos[name] = info
+
     # -- building
+
+    def once(self, key: tuple[Any, ...], make: Callable[[], str]) -> str:
+        """The tensor that `make` emits, emitted the first time that `key` is asked for."""
+        if key not in self._made:
+            self._made[key] = make()
+        return self._made[key]
 
     def fresh(self, stem: str) -> str:
         """A tensor name not yet in use: `stem` itself when free."""
@@ -153,6 +167,11 @@ class Lowering:
         if key is not None:
             self._const_cache[key] = name
         return name
+
+    def emit_const(self, array: npt.NDArray[Any], out: str) -> str:
+        """Produce `out` as a ``Const``."""
+        self._add_const(out, array)
+        return out
 
     def emit(
         self,
