@@ -310,16 +310,24 @@ class Lowering:
             "Input", [], name, param_type="Input", dtype=mnn_type(info.dtype), dformat="NCHW", info=info, **params
         )  # fmt: skip
 
-    def add_subgraph(self, stem: str, body: Lowering, inputs: Sequence[str], outputs: Sequence[str]) -> str:
+    def add_subgraph(
+        self,
+        stem: str,
+        body: Lowering,
+        inputs: Sequence[str],
+        outputs: Sequence[str],
+        captured: Sequence[str] = (),
+    ) -> str:
         """Register the operators of `body` as a subgraph and return its name.
 
         Every output gets a tensor of its own: MNN's control flow pairs body outputs with operator outputs by
-        position, and an output that is an input or is listed twice loses its value.
+        position, and an output that is an input or is listed twice loses its value. `captured` inputs alone
+        are passed through as they are.
         """
         own: list[str] = []
         for name in outputs:
             body.materialise(name)
-            again = name in own or name in inputs
+            again = name in own or (name in inputs and name not in captured)
             own.append(body.identity(name, body.fresh(f"{name}__out")) if again else name)
         unique, serial = stem, 0
         while unique in self.subgraphs:

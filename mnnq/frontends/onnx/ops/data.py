@@ -469,11 +469,11 @@ def cum_prod(b: Lowering, node: Node) -> None:
     """
     b.check_attributes(node, "exclusive", "reverse")
     x, out = node.inputs[0], node.outputs[0]
-    given = dims.constant_ints(b, node.inputs[1])
+    rank = b.rank(x)
+    given = [0] if rank == 1 else dims.constant_ints(b, node.inputs[1])
     if given is None:
         msg = "the axis must be constant"
         raise Unsupported(msg)
-    rank = b.rank(x)
     axis = dims.normal_axis(given[0], rank)
     size = dims.size_of(b, x, axis)
     if not isinstance(size, int):

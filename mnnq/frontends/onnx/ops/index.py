@@ -70,10 +70,10 @@ def scatter_elements(b: Lowering, node: Node) -> None:
     axis = dims.normal_axis(dims.int_attr(node, "axis", 0), b.rank(data))
     wrapped = dims.wrap_indices(b, indices, [dims.size_of(b, data, axis)])
     if kind is None or (kind in ("ADD", "MUL") and b.is_float(data)):
-        # The runtime overwrites for an operation it does not know; it needs the parameter table.
+        # The number -1 says "no reduction".
         b.emit(
             "ScatterElements", [data, wrapped, updates, dims.scalar(b, axis)], out, param_type="BinaryOp",
-            opType=kind or "MAXIMUM",
+            opType=kind or -1,
         )  # fmt: skip
         return
     known, where = b.static_shape(data), b.static_shape(indices)

@@ -94,18 +94,17 @@ def flatten(b: Lowering, node: Node) -> None:
     if axis in (0, 1):
         b.reshape(x, [1, -1] if axis == 0 else [_leading(b, x), -1], out)
         return
-    known = b.shape(x)
-    for side, target in ((slice(axis, None), lambda n: [-1, n]), (slice(axis), lambda n: [n, -1])):
-        part = None if known is None else [d for d in known[side] if isinstance(d, int)]
-        if part is not None and known is not None and len(part) == len(known[side]):
-            b.reshape(x, target(math.prod(part)), out)
-            return
-    b.emit("Flatten", [x], out, param_type="Flatten", axis=axis, endAxis=0)
-
-
-def _leading(b: Lowering, x: str) -> int:
-    known = b.shape(x)
-    return known[0] if known and isinstance(known[0], int) else 0
+    known = b.shape(x) or ()
+    before, after = (
+        [d for d in known[:axis] if isinstance(d, int)],
+        [d for d in known[axis:] if isinstance(d, int)],
+    )
+    if known and len(after) == len(known) - axis:
+        b.reshape(x, [-1, math.prod(after)], out)
+    elif known and len(before) == axis:
+        b.reshape(x, [math.prod(before), -1], out)
+    else:
+        b.emit("Flatten", [x], out, param_type="Flatten", axis=axis, endAxis=0)
 
 
 @lowers("Squeeze")
