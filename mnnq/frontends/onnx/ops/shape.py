@@ -91,10 +91,12 @@ def flatten(b: Lowering, node: Node) -> None:
     axis = dims.int_attr(node, "axis", 1)
     if axis < 0:
         axis += b.rank(x)
-    if axis in (0, 1):
-        b.reshape(x, [1, -1] if axis == 0 else [_leading(b, x), -1], out)
-        return
     known = b.shape(x) or ()
+    if axis in (0, 1):
+        # A 0 copies the size of the first axis.
+        first = known[0] if known and isinstance(known[0], int) else 0
+        b.reshape(x, [1 if axis == 0 else first, -1], out)
+        return
     before, after = (
         [d for d in known[:axis] if isinstance(d, int)],
         [d for d in known[axis:] if isinstance(d, int)],
