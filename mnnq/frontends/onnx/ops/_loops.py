@@ -1,0 +1,56 @@
+"""MNN's ``While``: a counted loop with carried states and stacked results."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import numpy as np
+
+from mnnq.frontends.onnx.lowering import Lowering
+from mnnq.frontends.onnx.ops import _dims as dims
+from mnnq.ir.graph import ValueInfo
+
+#: ``step(body, index, states)`` returns the new states and the values to stack; both are tensors of `body`.
+Step = Callable[[Lowering, str, list[str]], tuple[list[str], list[str]]]
+
+
+def counted_loop(
+    b: Lowering, stem: str, count: str, states: Sequence[str], captured: Sequence[str], step: Step
+) -> tuple[list[str], list[str]]:
+    """Run `step` `count` times and return the final states and the stacked values.
+
+    Parameters
+    ----------
+    stem
+        Name of the subgraph.
+    count
+        INT32 scalar: number of iterations (at least 1: nothing can be stacked else).
+    states
+        Initial values of the carried states; their shapes must not change.
+    captured
+        Tensors that the body reads; they keep their names in it.
+    """
+    body = b.nested()
+    index = body.subgraph_input(body.fresh("i"), ValueInfo(dims.INT, ()))
+    condition = body.subgraph_input(body.fresh("condition"), ValueInfo(dims.INT, ()))
+    inner = [body.subgraph_input(body.fresh("state"), b.info(name)) for name in states]
+    for name in captured:
+        body.subgraph_input(name, b.info(name))
+    new_states, stacked = step(body, index, inner)
+    go_on = body.const(np.asarray(1, np.int32), "go_on")
+    graph = b.add_subgraph(
+        stem, body, [index, condition, *inner, *captured], [go_on, *new_states, *captured, *stacked], captured
+    )
+    finals = [b.fresh(f"{stem}__final") for _ in states]
+    unused = [b.fresh(f"{stem}__unused") for _ in captured]
+    stacks = [b.fresh(f"{stem}__stack") for _ in stacked]
+    b.emit_many(
+        "While", [count, dims.scalar(b, 1), *states, *captured], [*finals, *unused, *stacks], name=stem,
+        param_type="WhileParam", body_graph=graph,
+    )  # fmt: skip
+    for final, state in zip(finals, states, strict=True):
+        b.note(final, b.info(state))
+    for stack, value in zip(stacks, stacked, strict=True):
+        shape = body.shape(value)
+        b.note(stack, ValueInfo(body.info(value).dtype, None if shape is None else (None, *shape)))
+    return finals, stacks
