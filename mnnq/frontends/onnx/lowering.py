@@ -76,6 +76,7 @@ class Lowering:
         self._names: set[str] = graph._names()
         self._const_cache: dict[tuple[str, tuple[int, ...], bytes], str] = {}
         self._made: dict[tuple[Any, ...], str] = {}
+        self._arrays: dict[str, npt.NDArray[Any]] = {}
 
     # -- what is known of values
 
@@ -111,8 +112,10 @@ class Lowering:
         return dtype is None or is_float(dtype)
 
     def constant(self, name: str) -> npt.NDArray[Any] | None:
-        """Array of a constant value (of an enclosing graph too), else None."""
+        """Array of a constant, of the source or made here (or in an enclosing graph), else None."""
         array = self.graph.constant(name)
+        if array is None:
+            array = self._arrays.get(name)
         if array is None and self.parent is not None and name not in self._produced:
             return self.parent.constant(name)
         return array
@@ -341,6 +344,7 @@ class Lowering:
         self._names.add(name)
         self._produced.add(name)
         self._infos[name] = ValueInfo(array.dtype, array.shape)
+        self._arrays[name] = array
 
 
 def lower(graph: Graph) -> Model:

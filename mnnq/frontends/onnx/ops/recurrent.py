@@ -9,7 +9,7 @@ are computed at run time become matrix products.
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -59,7 +59,14 @@ class Direction:
 
 
 def project(b: Lowering, x: str, weight: Matrix, bias: Matrix | None, name: str) -> str:
-    """``x [m, in] * weight^T + bias`` as a 1x1 convolution called `name` (constant weight) or a ``MatMul``."""
+    """``x [m, in] * weight^T + bias`` as a 1x1 convolution called `name` (constant weight) or a ``MatMul``.
+
+    A constant `x` is multiplied here: the runtime dies of a convolution whose input is constant.
+    """
+    fixed = b.constant(x)
+    if fixed is not None and not isinstance(weight, str) and not isinstance(bias, str):
+        product = fixed @ weight.T + (0 if bias is None else bias)
+        return b.const(product, "projected", np.float32)
     if isinstance(weight, str) or isinstance(bias, str):
         right = weight if isinstance(weight, str) else b.const(weight, f"{name}__weight", np.float32)
         y = b.emit("MatMul", [x, right], param_type="MatMul", transposeB=True, T="DT_FLOAT")
@@ -86,6 +93,12 @@ def _part(b: Lowering, x: Matrix, direction: int, start: int, end: int) -> Matri
         return x[direction, start:end]
     sliced = dims.strided_slice(b, x, [direction, start], [direction + 1, end], [0, 1])
     return dims.squeeze(b, sliced, [0])
+
+
+def _plus(b: Lowering, x: str, y: str) -> str:
+    """``x + y``, without a constant zero."""
+    fixed = b.constant(y)
+    return x if fixed is not None and not fixed.any() else b.binary("ADD", x, y)
 
 
 def _matrix(b: Lowering, name: str) -> Matrix | None:
@@ -176,12 +189,17 @@ class Recurrence:
         """Initial state ``[batch, hidden]`` from input `index`, zeros when it is absent."""
         b, batch, hidden = self.b, self.shape.batch, self.shape.hidden
         if not self.node.has_input(index):
-            if isinstance(batch, int):
-                return b.const(np.zeros((batch, hidden), np.float32), "zeros")
+            if isinstance(batch, int) or self._unrolls():
+                # One row is enough where it may be broadcast.
+                rows = batch if isinstance(batch, int) else 1
+                return b.const(np.zeros((rows, hidden), np.float32), "zeros")
             made = dims.broadcast_to(b, b.const(np.zeros((1, hidden), np.float32), "zeros"), [batch, hidden])
             b.note(made, ValueInfo(FLOAT, (None, hidden)))
             return made
         axis = 1 if self.layout else 0
+        fixed = b.constant(self.node.inputs[index])
+        if fixed is not None:
+            return b.const(np.take(fixed, direction, axis), "initial", np.float32)
         one = dims.strided_slice(b, self.node.inputs[index], [direction], [direction + 1], [axis])
         return b.reshape(one, [batch if isinstance(batch, int) else -1, hidden])
 
@@ -275,10 +293,18 @@ def _masked(
     running = b.binary("GREATER", lengths, at)
     kept = []
     for fresh, before in zip(new, old, strict=True):
-        kept.append(b.emit("Select", [running, fresh, before], info=b.info(before)))
+        fixed = b.constant(before)
+        zero = fixed is not None and not fixed.any()
+        no = b.const(np.float32(0), "zero") if zero else before
+        kept.append(b.emit("Select", [running, fresh, no], info=b.info(fresh)))
     shown = b.binary("MUL", new[0], b.cast(running, "DT_FLOAT"))
-    b.note(shown, b.info(old[0]))
+    b.note(shown, b.info(new[0]))
     return kept, [shown]
+
+
+def _state_info(b: Lowering, gates: str, hidden: int) -> ValueInfo:
+    shape = b.shape(gates)
+    return ValueInfo(FLOAT, (shape[0] if shape else None, hidden))
 
 
 def _parts(b: Lowering, x: str, count: int, size: int) -> list[str]:
@@ -318,10 +344,12 @@ def _lstm_cell(
     weight: Matrix, peep: list[Matrix] | None, acts: list[Activation], hidden: int, couple: bool, name: str
 ) -> Cell:
     f, g, h = acts
+    # The limit is on what the gates take in; the cell state that `h` reads is not limited.
+    h = replace(h, clip=None)
 
     def cell(b: Lowering, gates: str, states: list[str], suffix: str) -> list[str]:
         state, memory = states
-        total = b.binary("ADD", gates, project(b, state, weight, None, name + suffix))
+        total = _plus(b, gates, project(b, state, weight, None, name + suffix))
         i, o, forget, c = _parts(b, total, 4, hidden)
         if peep is not None:
             i = b.binary("ADD", i, b.binary("MUL", memory, _tensor(b, peep[0], "peephole")))
@@ -332,8 +360,8 @@ def _lstm_cell(
         if peep is not None:
             o = b.binary("ADD", o, b.binary("MUL", new, _tensor(b, peep[1], "peephole")))
         out = b.binary("MUL", f(b, o), h(b, new))
-        for tensor, like in ((out, state), (new, memory)):
-            b.note(tensor, b.info(like))
+        for tensor in (out, new):
+            b.note(tensor, _state_info(b, gates, hidden))
         return [out, new]
 
     return cell
@@ -383,7 +411,7 @@ def _gru_cell(
             kept = b.binary("MUL", reset, state)
             n = g(b, b.binary("ADD", x_n, project(b, kept, weights[1], None, f"{name}_candidate{suffix}")))
         new = b.binary("ADD", n, b.binary("MUL", z, b.binary("SUB", state, n)))
-        b.note(new, b.info(state))
+        b.note(new, _state_info(b, gates, hidden))
         return [new]
 
     return cell
@@ -408,8 +436,8 @@ def rnn(b: Lowering, node: Node) -> None:
 
 def _rnn_cell(weight: Matrix, act: Activation, name: str) -> Cell:
     def cell(b: Lowering, gates: str, states: list[str], suffix: str) -> list[str]:
-        new = act(b, b.binary("ADD", gates, project(b, states[0], weight, None, name + suffix)))
-        b.note(new, b.info(states[0]))
+        new = act(b, _plus(b, gates, project(b, states[0], weight, None, name + suffix)))
+        b.note(new, b.info(gates))
         return [new]
 
     return cell
