@@ -139,6 +139,51 @@ class Lowering:
         """State type and shape of a tensor made here; what the source graph says of its own values counts first."""
         self._infos[name] = info
 
+    # -- subgraphs
+
+    def nested(self, graph: Graph | None = None) -> Lowering:
+        """A builder for the body of a control-flow operator: of a source `graph`, or to be filled by hand.
+
+        Constants of the enclosing graphs are materialised inside the body; other values of theirs must be
+        made inputs of it with `subgraph_input` under their own names.
+        """
+        return Lowering(graph if graph is not None else Graph("body", self.graph.opset), self)
+
+    def subgraph_input(self, name: str, info: ValueInfo) -> str:
+        """Declare an input of a body and return its tensor name."""
+        shape = info.shape or ()
+        dims = np.asarray([d if isinstance(d, int) else -1 for d in shape], np.int32)
+        params: dict[str, Any] = {"dims": dims} if shape else {}
+        return self.emit(
+            "Input", [], name, param_type="Input", dtype=mnn_type(info.dtype), dformat="NCHW", info=info, **params
+        )  # fmt: skip
+
+    def add_subgraph(
+        self,
+        stem: str,
+        body: Lowering,
+        inputs: Sequence[str],
+        outputs: Sequence[str],
+        captured: Sequence[str] = (),
+    ) -> str:
+        """Register the operators of `body` as a subgraph and return its name.
+
+        Every output gets a tensor of its own: MNN's control flow pairs body outputs with operator outputs by
+        position, and an output that is an input or is listed twice loses its value. `captured` inputs alone
+        are passed through as they are.
+        """
+        own: list[str] = []
+        for name in outputs:
+            body.materialise(name)
+            again = name in own or (name in inputs and name not in captured)
+            own.append(body.identity(name, body.fresh(f"{name}__out")) if again else name)
+        unique, serial = stem, 0
+        while unique in self.subgraphs:
+            serial += 1
+            unique = f"{stem}__{serial}"
+        self.subgraphs[unique] = SubGraph(unique, body.ops, list(inputs), own)
+        return unique
+
     # -- building
 
     def once(self, key: tuple[Any, ...], make: Callable[[], str]) -> str:
@@ -293,51 +338,6 @@ class Lowering:
     def identity(self, x: str, out: str) -> str:
         """Give a tensor a second name (a reshape to its own shape; MNN drops plain identities at outputs)."""
         return self.emit("Identity", [x], out, info=self.info(x))
-
-    # -- subgraphs
-
-    def nested(self, graph: Graph | None = None) -> Lowering:
-        """A builder for the body of a control-flow operator: of a source `graph`, or to be filled by hand.
-
-        Constants of the enclosing graphs are materialised inside the body; other values of theirs must be
-        made inputs of it with `subgraph_input` under their own names.
-        """
-        return Lowering(graph if graph is not None else Graph("body", self.graph.opset), self)
-
-    def subgraph_input(self, name: str, info: ValueInfo) -> str:
-        """Declare an input of a body and return its tensor name."""
-        shape = info.shape or ()
-        dims = np.asarray([d if isinstance(d, int) else -1 for d in shape], np.int32)
-        params: dict[str, Any] = {"dims": dims} if shape else {}
-        return self.emit(
-            "Input", [], name, param_type="Input", dtype=mnn_type(info.dtype), dformat="NCHW", info=info, **params
-        )  # fmt: skip
-
-    def add_subgraph(
-        self,
-        stem: str,
-        body: Lowering,
-        inputs: Sequence[str],
-        outputs: Sequence[str],
-        captured: Sequence[str] = (),
-    ) -> str:
-        """Register the operators of `body` as a subgraph and return its name.
-
-        Every output gets a tensor of its own: MNN's control flow pairs body outputs with operator outputs by
-        position, and an output that is an input or is listed twice loses its value. `captured` inputs alone
-        are passed through as they are.
-        """
-        own: list[str] = []
-        for name in outputs:
-            body.materialise(name)
-            again = name in own or (name in inputs and name not in captured)
-            own.append(body.identity(name, body.fresh(f"{name}__out")) if again else name)
-        unique, serial = stem, 0
-        while unique in self.subgraphs:
-            serial += 1
-            unique = f"{stem}__{serial}"
-        self.subgraphs[unique] = SubGraph(unique, body.ops, list(inputs), own)
-        return unique
 
     def _add_const(self, name: str, array: npt.NDArray[Any]) -> None:
         self.ops.append(Op("Const", name, [], [name], "Blob", blob(array)))
