@@ -7,7 +7,7 @@ convention, so that "to the end" sentinels survive additions.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -94,12 +94,20 @@ class Lowering:
         self._infos: dict[str, ValueInfo] = {}
         self._names: set[str] = graph._names()
         self._const_cache: dict[tuple[str, tuple[int, ...], bytes], str] = {}
+        self._made: dict[tuple[Any, ...], str] = {}
+        self._arrays: dict[str, npt.NDArray[Any]] = {}
 
     # -- what is known of values
 
     def info(self, name: str) -> ValueInfo:
-        """Type and shape of a source value or of a tensor made here."""
-        return self._infos.get(name) or self.graph.info(name)
+        """Type and shape of a source value or of a tensor made here; captured values are looked up outside."""
+        found, own = self.graph.info(name), self._infos.get(name)
+        if own is not None:
+            shape = found.shape if found.static_shape is not None or own.static_shape is None else own.shape
+            found = ValueInfo(found.dtype or own.dtype, shape if shape is not None else own.shape)
+        if self.parent is not None and found == ValueInfo():
+            return self.parent.info(name)
+        return found
 
     def shape(self, name: str) -> tuple[int | str | None, ...] | None:
         """Shape of a value; None when the rank is unknown."""
@@ -123,18 +131,85 @@ class Lowering:
         return dtype is None or is_float(dtype)
 
     def constant(self, name: str) -> npt.NDArray[Any] | None:
-        """Array of a constant value, else None."""
-        return self.graph.constant(name)
+        """Array of a constant, of the source or made here (or in an enclosing graph), else None."""
+        array = self.graph.constant(name)
+        if array is None:
+            array = self._arrays.get(name)
+        if array is None and self.parent is not None and name not in self._produced:
+            return self.parent.constant(name)
+        return array
 
     def need_constant(self, node: Node, index: int, what: str) -> npt.NDArray[Any]:
         """Array of input `index`; raises `Unsupported` when it is computed at run time."""
-        array = self.graph.constant(node.input(index))
+        array = self.constant(node.input(index))
         if array is None:
             msg = f"{what} must be constant"
             raise Unsupported(msg)
         return array
 
+    def check_attributes(self, node: Node, *known: str) -> None:
+        """Raise `Unsupported` when a node has attributes besides the `known` ones."""
+        unknown = sorted(set(node.attrs) - set(known))
+        if unknown:
+            msg = f"attribute {', '.join(map(repr, unknown))} is not understood"
+            raise Unsupported(msg)
+
+    def note(self, name: str, info: ValueInfo) -> None:
+        """State type and shape of a tensor made here; what the source graph says of its own values counts first."""
+        self._infos[name] = info
+
+    # -- subgraphs
+
+    def nested(self, graph: Graph | None = None) -> Lowering:
+        """A builder for the body of a control-flow operator: of a source `graph`, or to be filled by hand.
+
+        Constants of the enclosing graphs are materialised inside the body; other values of theirs must be
+        made inputs of it with `subgraph_input` under their own names.
+        """
+        return Lowering(graph if graph is not None else Graph("body", self.graph.opset), self)
+
+    def subgraph_input(self, name: str, info: ValueInfo) -> str:
+        """Declare an input of a body and return its tensor name."""
+        shape = info.shape or ()
+        dims = np.asarray([d if isinstance(d, int) else -1 for d in shape], np.int32)
+        params: dict[str, Any] = {"dims": dims} if shape else {}
+        return self.emit(
+            "Input", [], name, param_type="Input", dtype=mnn_type(info.dtype), dformat="NCHW", info=info, **params
+        )  # fmt: skip
+
+    def add_subgraph(
+        self,
+        stem: str,
+        body: Lowering,
+        inputs: Sequence[str],
+        outputs: Sequence[str],
+        captured: Sequence[str] = (),
+    ) -> str:
+        """Register the operators of `body` as a subgraph and return its name.
+
+        Every output gets a tensor of its own: MNN's control flow pairs body outputs with operator outputs by
+        position, and an output that is an input or is listed twice loses its value. `captured` inputs alone
+        are passed through as they are.
+        """
+        own: list[str] = []
+        for name in outputs:
+            body.materialise(name)
+            again = name in own or (name in inputs and name not in captured)
+            own.append(body.identity(name, body.fresh(f"{name}__out")) if again else name)
+        unique, serial = stem, 0
+        while unique in self.subgraphs:
+            serial += 1
+            unique = f"{stem}__{serial}"
+        self.subgraphs[unique] = SubGraph(unique, body.ops, list(inputs), own)
+        return unique
+
     # -- building
+
+    def once(self, key: tuple[Any, ...], make: Callable[[], str]) -> str:
+        """The tensor that `make` emits, emitted the first time that `key` is asked for."""
+        if key not in self._made:
+            self._made[key] = make()
+        return self._made[key]
 
     def fresh(self, stem: str) -> str:
         """A tensor name not yet in use: `stem` itself when free."""
@@ -159,6 +234,11 @@ class Lowering:
         if key is not None:
             self._const_cache[key] = name
         return name
+
+    def emit_const(self, array: npt.NDArray[Any], out: str) -> str:
+        """Produce `out` as a ``Const``."""
+        self._add_const(out, array)
+        return out
 
     def emit(
         self,
@@ -229,7 +309,7 @@ class Lowering:
         """Emit the ``Const`` of a graph constant once, before its first use."""
         if not name or name in self._produced:
             return
-        array = self.graph.constant(name)
+        array = self.constant(name)
         if array is not None:
             self._add_const(name, array)
 
@@ -292,6 +372,7 @@ class Lowering:
         self._names.add(name)
         self._produced.add(name)
         self._infos[name] = ValueInfo(array.dtype, array.shape)
+        self._arrays[name] = array
 
 
 def lower(graph: Graph) -> Model:
