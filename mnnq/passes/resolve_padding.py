@@ -20,7 +20,9 @@ def resolve_padding(graph: Graph, node: Node) -> bool:
         return False
     rank = len(kernel)
     shape = graph.info(node.inputs[0]).shape
-    sizes = [d if isinstance(d, int) else None for d in shape[2:]] if shape is not None else [None] * rank
+    sizes: list[int | None] = [None] * rank
+    if shape is not None:
+        sizes = [d if isinstance(d, int) else None for d in shape[2:]]
     if len(sizes) != rank:
         return False
     strides = [int(s) for s in node.attrs.get("strides", [1] * rank)]
