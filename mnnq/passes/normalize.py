@@ -34,7 +34,7 @@ def normalize(graph: Graph) -> int:
     UnsupportedError
         A node has a meaning that has no form in the newer operator set (training mode, old ``Scan``).
     """
-    changes = _constants(graph)
+    changes = extract_constants(graph)
     nodes: list[Node] = []
     for node in graph.nodes:
         for sub in node.subgraphs():
@@ -53,8 +53,9 @@ def normalize(graph: Graph) -> int:
     return changes + bypass(graph, identities)
 
 
-def _constants(graph: Graph) -> int:
-    """Turn ``Constant`` nodes into constants of the graph."""
+def extract_constants(graph: Graph) -> int:
+    """Turn ``Constant`` nodes into constants of their graph, nested graphs included; return how many."""
+    nested = sum(extract_constants(sub) for node in graph.nodes for sub in node.subgraphs())
     kept = []
     for node in graph.nodes:
         array = _constant_value(node) if node.op_type == "Constant" and node.domain == "" else None
@@ -64,7 +65,7 @@ def _constants(graph: Graph) -> int:
             graph.constants[node.outputs[0]] = array
     count = len(graph.nodes) - len(kept)
     graph.nodes = kept
-    return count
+    return count + nested
 
 
 def _constant_value(node: Node) -> np.ndarray[Any, Any] | None:

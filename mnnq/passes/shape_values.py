@@ -357,7 +357,10 @@ def _reshape(node: Node, known: Known) -> Value | None:
 
 def _transpose(node: Node, known: Known) -> Value | None:
     value = known.value(node.inputs[0])
-    return None if value is None else np.transpose(value, node.attrs.get("perm"))
+    if value is None:
+        return None
+    turned: Value = np.transpose(value, node.attrs.get("perm"))
+    return turned
 
 
 def _expand(node: Node, known: Known) -> Value | None:
