@@ -94,7 +94,10 @@ fn shared<T: Number + Element>(array: &Bound<'_, PyArray1<T>>) -> Result<Numbers
         let values: Vec<T> = array.try_readonly().map_err(PyErr::from)?.as_array().iter().copied().collect();
         return Ok(values.into());
     }
-    let source = Arc::new(ArraySource(array.clone().unbind()));
+    // As bytes: an array over a mapped file may start at any address, and only bytes may be read from there.
+    let bytes = array.call_method1("view", ("uint8",))?;
+    let bytes = bytes.cast::<PyArray1<u8>>().map_err(PyErr::from)?;
+    let source = Arc::new(ArraySource(bytes.clone().unbind()));
     Numbers::from_source(T::TYPE, byte_len, source).map_err(|error| ArrayError::Got(error.to_string()))
 }
 
@@ -138,16 +141,16 @@ pub(crate) fn describe(value: &Bound<'_, PyAny>) -> String {
         .unwrap_or_else(|_| "?".to_owned())
 }
 
-/// An array whose content is read, under the interpreter lock, when the model is written.
-struct ArraySource<T: Element>(Py<PyArray1<T>>);
+/// The bytes of an array, read under the interpreter lock when the model is written.
+struct ArraySource(Py<PyArray1<u8>>);
 
-impl<T: Number + Element> PayloadSource for ArraySource<T> {
+impl PayloadSource for ArraySource {
     fn with_bytes(&self, read: &mut dyn FnMut(&[u8]) -> Result<(), FormatError>) -> Result<(), FormatError> {
         Python::attach(|py| {
             // Fails only if somebody changed the array's layout or holds it for writing meanwhile.
             let gone = || FormatError::at("", Problem::PayloadChanged { wanted: 0, got: 0 });
             let array = self.0.bind(py).try_readonly().map_err(|_| gone())?;
-            read(bytemuck::cast_slice(array.as_slice().map_err(|_| gone())?))
+            read(array.as_slice().map_err(|_| gone())?)
         })
     }
 }
