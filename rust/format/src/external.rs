@@ -100,10 +100,22 @@ pub fn has_external(table: &Table) -> bool {
 /// [`Problem::ExternalCount`], [`Problem::ExternalRange`] or [`Problem::ExternalSize`] for a reference that does not
 /// fit the table or the side file, [`Problem::UnsupportedExternal`] for a table whose external layout is not known.
 pub fn resolve(model: &mut Model, side: &Bytes) -> Result<()> {
-    resolve_table(model.net_mut(), side)
+    // Tables may share data, but not so often that the model gets out of proportion.
+    let limit = side.len().saturating_mul(SHARING).saturating_add(1 << 16);
+    resolve_table(model.net_mut(), &mut Side { bytes: side, budget: limit, limit })
 }
 
-fn resolve_table(table: &mut Table, side: &Bytes) -> Result<()> {
+/// How often a byte of the side file may be referred to on average.
+const SHARING: usize = 4;
+
+/// The side file, and how many more bytes of it may be referred to.
+struct Side<'a> {
+    bytes: &'a Bytes,
+    budget: usize,
+    limit: usize,
+}
+
+fn resolve_table(table: &mut Table, side: &mut Side<'_>) -> Result<()> {
     let desc = table.kind().desc();
     for (slot, value) in table.values_mut() {
         let name = desc.field(slot).map_or("?", |field| field.name);
@@ -129,14 +141,18 @@ fn resolve_table(table: &mut Table, side: &Bytes) -> Result<()> {
 }
 
 /// A cursor over the ranges of one `external` list.
-struct Ranges<'a> {
-    side: &'a Bytes,
+struct Ranges<'a, 's> {
+    side: &'a mut Side<'s>,
     sizes: std::slice::Iter<'a, i64>,
     offset: i64,
 }
 
-impl<'a> Ranges<'a> {
-    fn new(numbers: &'a [i64], wanted: std::ops::RangeInclusive<usize>, side: &'a Bytes) -> Result<Self> {
+impl<'a, 's> Ranges<'a, 's> {
+    fn new(
+        numbers: &'a [i64],
+        wanted: std::ops::RangeInclusive<usize>,
+        side: &'a mut Side<'s>,
+    ) -> Result<Self> {
         let count = Problem::ExternalCount { got: numbers.len(), wanted: *wanted.end() };
         match numbers.split_first() {
             Some((&offset, sizes)) if wanted.contains(&numbers.len()) => {
@@ -152,12 +168,16 @@ impl<'a> Ranges<'a> {
         let range = || {
             let start = usize::try_from(offset).ok()?;
             let end = start.checked_add(usize::try_from(size).ok()?)?;
-            (end <= self.side.len()).then(|| self.side.slice(start..end))
+            (end <= self.side.bytes.len()).then(|| self.side.bytes.slice(start..end))
         };
         let Some(bytes) = range() else {
-            let len = u64::try_from(self.side.len()).unwrap_or(u64::MAX);
+            let len = u64::try_from(self.side.bytes.len()).unwrap_or(u64::MAX);
             return Err(FormatError::at("", Problem::ExternalRange { offset, size, len }));
         };
+        match self.side.budget.checked_sub(bytes.len()) {
+            Some(rest) => self.side.budget = rest,
+            None => return Err(FormatError::at("", Problem::Amplification { limit: self.side.limit })),
+        }
         self.offset = offset.saturating_add(size);
         Ok(bytes)
     }
@@ -173,7 +193,7 @@ impl<'a> Ranges<'a> {
     }
 }
 
-fn load(table: &mut Table, numbers: &[i64], side: &Bytes) -> Result<()> {
+fn load(table: &mut Table, numbers: &[i64], side: &mut Side<'_>) -> Result<()> {
     match table.kind() {
         TableKind::Convolution2D => load_convolution(table, numbers, side),
         TableKind::Blob => {
@@ -198,7 +218,7 @@ fn load(table: &mut Table, numbers: &[i64], side: &Bytes) -> Result<()> {
     }
 }
 
-fn load_convolution(table: &mut Table, numbers: &[i64], side: &Bytes) -> Result<()> {
+fn load_convolution(table: &mut Table, numbers: &[i64], side: &mut Side<'_>) -> Result<()> {
     let Some(quantized) = table.table_mut(convolution2d::QUAN_PARAMETER) else {
         let mut ranges = Ranges::new(numbers, 3..=3, side)?;
         ranges.load(table, convolution2d::WEIGHT)?;
