@@ -12,6 +12,7 @@
 //! | `Scale` | scaleData, biasData |
 #![deny(clippy::as_conversions, clippy::indexing_slicing, clippy::arithmetic_side_effects)]
 
+use std::collections::HashSet;
 use std::path::{Path, PathBuf};
 
 use bytes::Bytes;
@@ -23,7 +24,7 @@ use crate::model::{Model, Number, Numbers, Table, Value};
 use crate::reader::{ReadLimits, read};
 use crate::schema::{
     DataType, Field, ScaleStorageType, TableKind, blob as blob_field, convolution2d, idst_quan, layer_norm,
-    net, op, scale, sub_graph_proto,
+    net, op, scale, sub_graph_proto, tensor_describe,
 };
 
 /// Blobs of at most this many elements stay in the model.
@@ -249,16 +250,32 @@ pub(crate) struct Split {
     pub(crate) payloads: Vec<Numbers>,
     /// Its size in bytes.
     pub(crate) size: u64,
+    /// Tensors of the graph at hand that are described as int8.
+    int8: HashSet<i32>,
+}
+
+fn int8_tensors(described: Option<&[Table]>) -> HashSet<i32> {
+    let described = described.unwrap_or_default().iter();
+    described
+        .filter(|tensor| tensor.has(tensor_describe::QUANT_INFO))
+        .map(|tensor| tensor.get(tensor_describe::INDEX))
+        .collect()
 }
 
 /// Moves the weights of all ops into a side file. (The vectors themselves are shared, not copied.)
+///
+/// Float weights of convolutions between int8 tensors stay: MNN 3.6.1 takes a convolution without `weight` there for
+/// an int8 one and crashes.
 pub(crate) fn split(root: &Table) -> Result<Split> {
-    let mut split = Split { net: root.clone(), payloads: Vec::new(), size: 0 };
-    let mut root = std::mem::replace(&mut split.net, Table::new(TableKind::Net));
+    let mut root = root.clone();
+    let mut split =
+        Split { net: Table::new(TableKind::Net), payloads: Vec::new(), size: 0, int8: HashSet::new() };
+    split.int8 = int8_tensors(root.get(net::EXTRA_TENSOR_DESCRIBE));
     for (index, node) in root.tables_mut(net::OPLISTS).into_iter().flatten().enumerate() {
         split.op(node).map_err(|error| error.within(&format!("oplists[{index}]")))?;
     }
     for (graph_index, graph) in root.tables_mut(net::SUBGRAPHS).into_iter().flatten().enumerate() {
+        split.int8 = int8_tensors(graph.get(sub_graph_proto::EXTRA_TENSOR_DESCRIBE));
         for (index, node) in graph.tables_mut(sub_graph_proto::NODES).into_iter().flatten().enumerate() {
             let place = format!("subgraphs[{graph_index}].nodes[{index}]");
             split.op(node).map_err(|error| error.within(&place))?;
@@ -271,12 +288,14 @@ pub(crate) fn split(root: &Table) -> Result<Split> {
 impl Split {
     fn op(&mut self, node: &mut Table) -> Result<()> {
         let inputs = node.get(op::INPUT_INDEXES).map_or(0, Numbers::len);
+        let outputs = node.get(op::OUTPUT_INDEXES).and_then(Numbers::as_i32).unwrap_or_default();
+        let int8 = outputs.iter().any(|tensor| self.int8.contains(tensor));
         let Some(main) = node.table_mut(op::MAIN) else { return Ok(()) };
         if has_external(main) {
             return Err(FormatError::at("main.external", Problem::ExternalMissing { wanted: None }));
         }
         match main.kind() {
-            TableKind::Convolution2D if inputs <= 1 => self.convolution(main),
+            TableKind::Convolution2D if inputs <= 1 => self.convolution(main, int8),
             TableKind::Blob => {
                 let floats = main.get(blob_field::FLOAT32S).map_or(0, Numbers::len);
                 if main.get(blob_field::DATA_TYPE) == DataType::DT_FLOAT && floats > SMALL_BLOB {
@@ -297,7 +316,7 @@ impl Split {
         Ok(())
     }
 
-    fn convolution(&mut self, main: &mut Table) {
+    fn convolution(&mut self, main: &mut Table, int8: bool) {
         let bias = main.has(convolution2d::BIAS);
         if let Some(quantized) = main.table_mut(convolution2d::QUAN_PARAMETER) {
             let half = quantized.get(idst_quan::SCALE_STORAGE) == ScaleStorageType::FP16;
@@ -307,7 +326,7 @@ impl Split {
             let index = quantized.take(idst_quan::INDEX);
             let bias = main.take(convolution2d::BIAS);
             self.push(main, convolution2d::EXTERNAL, [buffer, alpha, bias, index]);
-        } else if bias && main.get(convolution2d::WEIGHT).is_some_and(|weight| !weight.is_empty()) {
+        } else if bias && !int8 && main.get(convolution2d::WEIGHT).is_some_and(|weight| !weight.is_empty()) {
             let parts = [main.take(convolution2d::WEIGHT), main.take(convolution2d::BIAS)];
             self.push(main, convolution2d::EXTERNAL, parts);
         }

@@ -12,7 +12,7 @@ fn idst(kind: i32, buffer: Vec<u8>, alpha: Vec<f32>) -> Table {
         .with(idst_quan::TYPE, kind)
         .with(idst_quan::BUFFER, signed(buffer))
         .with(idst_quan::ALPHA, alpha)
-        .with(idst_quan::QUANT_SCALE, 1.0)
+        .with(idst_quan::QUANT_SCALE, 1.0_f32)
 }
 
 fn signed(bytes: Vec<u8>) -> Vec<i8> {
@@ -125,18 +125,18 @@ fn asymmetric_minima_follow_a_min() {
 #[test]
 fn old_files_of_type_4_are_asymmetric_without_saying_so() {
     let mut table = idst(4, vec![0x80, 0x81], vec![1.0, 0.5]);
-    table.set(idst_quan::QUANT_SCALE, 0.0);
+    table.set(idst_quan::QUANT_SCALE, 0.0_f32);
     let weights = decode(&table).unwrap();
     assert_eq!(weights.dequantize(), [1.0, 1.5]);
     // Any quantScale makes it symmetric.
-    table.set(idst_quan::QUANT_SCALE, 2.0);
+    table.set(idst_quan::QUANT_SCALE, 2.0_f32);
     assert_eq!(decode(&table).unwrap().dequantize(), [-256.0, -127.0]);
 }
 
 #[test]
 fn quant_scale_multiplies_everything() {
     let mut table = idst(4, vec![1, 2], vec![1.0, 0.5]);
-    table.set(idst_quan::QUANT_SCALE, 2.0).set(idst_quan::READ_TYPE, 1);
+    table.set(idst_quan::QUANT_SCALE, 2.0_f32).set(idst_quan::READ_TYPE, 1);
     assert_eq!(decode(&table).unwrap().dequantize(), [131.0, 132.0]);
 }
 

@@ -128,7 +128,7 @@ pub fn sample_model() -> Model {
     let described = Table::new(TableKind::TensorDescribe).with(
         tensor_describe::QUANT_INFO,
         Table::new(TableKind::TensorQuantInfo)
-            .with(tensor_quant_info::SCALE, 0.1)
+            .with(tensor_quant_info::SCALE, 0.1_f32)
             .with(tensor_quant_info::TYPE, DataType::DT_INT8),
     );
     let names = (0..count + 5).map(|i| format!("tensor{i}")).collect::<Vec<_>>();
