@@ -21,8 +21,8 @@ pub struct ReadLimits {
     pub max_depth: usize,
     /// Largest number of tables.
     pub max_tables: usize,
-    /// How often a byte of tables, strings and offset vectors may be visited on average; a file in which nothing
-    /// is shared needs 1. (64 KiB are always allowed. Vectors of numbers cost nothing.)
+    /// How often a byte may be visited on average; a file in which nothing is shared needs 1. (64 KiB are always
+    /// allowed.)
     pub max_visits: usize,
 }
 
@@ -317,11 +317,13 @@ impl<'a> Reader<'a> {
     }
 
     /// A vector of numbers, shared with the file.
-    fn numbers(&self, ty: ScalarType, position: usize, path: &Path<'_>) -> Result<Numbers> {
+    fn numbers(&mut self, ty: ScalarType, position: usize, path: &Path<'_>) -> Result<Numbers> {
         let len = self.u32("vector", position, path)?;
         let start = position.saturating_add(4);
         let size = len.saturating_mul(ty.size());
         self.slice("vector", start, size, path)?;
+        // Shared with the file, yet users may copy every vector they find.
+        self.visit(size.saturating_add(4), path)?;
         let bytes = self.bytes.slice(start..start.saturating_add(size));
         Numbers::from_bytes(ty, bytes).map_err(|error| error.within(&path.render()))
     }
