@@ -114,7 +114,7 @@ def _same_padding(win: Window, spatial: Sequence[int], mode: str) -> Window:
 
 
 @dataclass(frozen=True)
-class _Conv:
+class Conv:
     """One convolution to emit: constant or run-time weight ``[oc, ic / group, *kernel]``."""
 
     window: Window
@@ -132,7 +132,8 @@ class _Conv:
         return self.weight_shape[1] * self.group
 
 
-_CONV_ATTRS: dict[str, Any] = {
+#: Attributes that convolutions share, with their defaults.
+CONV_ATTRS: dict[str, Any] = {
     "auto_pad": "NOTSET",
     "dilations": None,
     "group": 1,
@@ -145,7 +146,7 @@ _CONV_ATTRS: dict[str, Any] = {
 @lowers("Conv")
 def conv(b: Lowering, node: Node) -> None:
     """``Conv`` of one, two or three spatial axes."""
-    attrs = attributes(node, **_CONV_ATTRS)
+    attrs = attributes(node, **CONV_ATTRS)
     x, out = node.input(0), node.outputs[0]
     weight_shape = b.static_shape(node.input(1))
     if weight_shape is None:
@@ -157,7 +158,7 @@ def conv(b: Lowering, node: Node) -> None:
     if attrs["kernel_shape"] is not None and tuple(attrs["kernel_shape"]) != kernel:
         msg = f"kernel_shape {attrs['kernel_shape']} differs from the weight's {list(kernel)}"
         raise Unsupported(msg)
-    spec = _Conv(
+    spec = Conv(
         window(attrs, kernel, spatial), int(attrs["group"]), _float_operand(b, node.input(1)),
         _float_operand(b, node.input(2)) if node.has_input(2) else None, weight_shape,
     )  # fmt: skip
@@ -174,7 +175,7 @@ def _float_operand(b: Lowering, name: str) -> npt.NDArray[Any] | str:
     return name if array is None else array.astype(np.float32)
 
 
-def _check_channels(spec: _Conv, shape: Sequence[Dim] | None) -> None:
+def _check_channels(spec: Conv, shape: Sequence[Dim] | None) -> None:
     if spec.group < 1 or spec.out_channels % spec.group:
         msg = f"{spec.out_channels} output channels in {spec.group} groups"
         raise Unsupported(msg)
@@ -184,7 +185,7 @@ def _check_channels(spec: _Conv, shape: Sequence[Dim] | None) -> None:
         raise Unsupported(msg)
 
 
-def emit_conv(b: Lowering, x: str, spec: _Conv, out: str | None = None) -> str:
+def emit_conv(b: Lowering, x: str, spec: Conv, out: str | None = None) -> str:
     """Emit a convolution of any spatial rank and grouping."""
     rank = len(spec.window.kernel)
     if rank == 1:
@@ -210,14 +211,14 @@ def _inner(b: Lowering, out: str | None) -> str | None:
     return None if out is None else b.fresh(f"{out}__conv")
 
 
-def _widen(b: Lowering, spec: _Conv) -> _Conv:
+def _widen(b: Lowering, spec: Conv) -> Conv:
     shape = (*spec.weight_shape, 1)
     weight = spec.weight
     weight = emit.unsqueeze(b, weight, [3]) if isinstance(weight, str) else weight.reshape(shape)
     return replace(spec, window=spec.window.widened(), weight=weight, weight_shape=shape)
 
 
-def _depthwise(b: Lowering, x: str, spec: _Conv, out: str | None) -> str:
+def _depthwise(b: Lowering, x: str, spec: Conv, out: str | None) -> str:
     """One filter per channel; with a depth multiplier every channel is first repeated."""
     times = spec.out_channels // spec.in_channels
     if times > 1:
@@ -226,7 +227,7 @@ def _depthwise(b: Lowering, x: str, spec: _Conv, out: str | None) -> str:
     return _emit_2d(b, x, spec, "ConvolutionDepthwise", out)
 
 
-def _per_group(b: Lowering, x: str, spec: _Conv, out: str | None) -> str:
+def _per_group(b: Lowering, x: str, spec: Conv, out: str | None) -> str:
     """Slice, a convolution per group, concat: native groups go wrong in the real runtime's low-memory mode."""
     stem = out or b.fresh("conv")
     step = spec.out_channels // spec.group
@@ -236,7 +237,7 @@ def _per_group(b: Lowering, x: str, spec: _Conv, out: str | None) -> str:
     biases = [None] * spec.group if spec.bias is None else _rows(b, spec.bias, spec.group, step, stem + "__bias")
     parts = [
         _emit_2d(
-            b, part, _Conv(spec.window, 1, weights[i], biases[i], shape), "Convolution",
+            b, part, Conv(spec.window, 1, weights[i], biases[i], shape), "Convolution",
             b.fresh(f"{stem}__group__{i}"),
         )
         for i, part in enumerate(inputs)
@@ -252,7 +253,7 @@ def _rows(
     return [operand[i * step : (i + 1) * step] for i in range(group)]
 
 
-def _common(spec: _Conv, **extra: Any) -> dict[str, Any]:
+def _common(spec: Conv, **extra: Any) -> dict[str, Any]:
     """``Convolution2DCommon`` of a 2-D window."""
     win = spec.window
     fields = {
@@ -269,7 +270,7 @@ def _common(spec: _Conv, **extra: Any) -> dict[str, Any]:
     return fields
 
 
-def _emit_2d(b: Lowering, x: str, spec: _Conv, op_type: str, out: str | None) -> str:
+def _emit_2d(b: Lowering, x: str, spec: Conv, op_type: str, out: str | None) -> str:
     shape = b.shape(x)
     win = spec.window
     dims: tuple[Dim, ...] | None = None
@@ -304,7 +305,7 @@ def constant_weight(
 # -- three spatial axes: the depth taps become channels of one 2-D convolution over planes
 
 
-def _conv_3d(b: Lowering, x: str, spec: _Conv, out: str | None) -> str:
+def _conv_3d(b: Lowering, x: str, spec: Conv, out: str | None) -> str:
     """3-D convolution as a 2-D one over the planes: ``y[d] = conv2d(concat_k x[d * stride + k * dilation])``."""
     if isinstance(spec.weight, str):
         msg = "a 3-D convolution with a weight computed at run time"
@@ -317,11 +318,11 @@ def _conv_3d(b: Lowering, x: str, spec: _Conv, out: str | None) -> str:
     planes, layout = _depth_taps(b, x, spec.window.of([0]))
     oc, ic, depth, height, width = spec.weight_shape
     weight = spec.weight.transpose(0, 2, 1, 3, 4).reshape(oc, depth * ic, height, width)
-    flat = _Conv(spec.window.of([1, 2]), 1, weight, spec.bias, weight.shape)
+    flat = Conv(spec.window.of([1, 2]), 1, weight, spec.bias, weight.shape)
     return _planes_back(b, emit_conv(b, planes, flat, _inner(b, out)), layout, oc, out)
 
 
-def _conv_3d_groups(b: Lowering, x: str, spec: _Conv, out: str | None) -> str:
+def _conv_3d_groups(b: Lowering, x: str, spec: Conv, out: str | None) -> str:
     stem = out or b.fresh("conv")
     assert not isinstance(spec.weight, str)
     step = spec.out_channels // spec.group
@@ -331,7 +332,7 @@ def _conv_3d_groups(b: Lowering, x: str, spec: _Conv, out: str | None) -> str:
     biases = [None] * spec.group if spec.bias is None else _rows(b, spec.bias, spec.group, step, stem + "__bias")
     parts = [
         _conv_3d(
-            b, part, _Conv(spec.window, 1, weights[i], biases[i], shape), b.fresh(f"{stem}__group__{i}")
+            b, part, Conv(spec.window, 1, weights[i], biases[i], shape), b.fresh(f"{stem}__group__{i}")
         )
         for i, part in enumerate(inputs)
     ]
@@ -343,7 +344,7 @@ def _depth_taps(b: Lowering, x: str, depth: Window) -> tuple[str, tuple[str, str
     begin, end = depth.begins[0], depth.ends[0]
     if begin or end:
         x = emit.pad(b, x, [0, 0, begin, 0, 0], [0, 0, end, 0, 0], 0.0)
-    taps = [_tap(b, x, 2, k, depth, 0) for k in range(depth.kernel[0])]
+    taps = [emit_tap(b, x, 0, k, depth) for k in range(depth.kernel[0])]
     stacked = taps[0] if len(taps) == 1 else emit.concat(b, taps, 1)
     moved = b.permute(stacked, [0, 2, 1, 3, 4])
     channels = (moved, 2)
@@ -351,13 +352,13 @@ def _depth_taps(b: Lowering, x: str, depth: Window) -> tuple[str, tuple[str, str
     return planes, (moved, moved)
 
 
-def _tap(b: Lowering, x: str, axis: int, k: int, win: Window, which: int) -> str:
-    """Elements of an axis that tap `k` of a window reads, one per output position."""
-    stride, first = win.strides[which], k * win.dilations[which]
-    rest = win.extent(which) - 1 - first
-    if first == 0 and rest == 0 and stride == 1:
+def emit_tap(b: Lowering, x: str, axis: int, k: int, win: Window) -> str:
+    """What tap `k` of a window reads along spatial axis `axis` of a padded tensor, one element per output."""
+    first = k * win.dilations[axis]
+    rest = win.extent(axis) - 1 - first
+    if first == 0 and rest == 0 and win.strides[axis] == 1:
         return x
-    return emit.slice_axis(b, x, axis, first, -rest if rest else emit.END, stride)
+    return emit.slice_axis(b, x, axis + 2, first, -rest if rest else emit.END, win.strides[axis])
 
 
 def _planes_back(b: Lowering, y: str, layout: tuple[str, str], channels: int, out: str | None) -> str:
@@ -373,7 +374,7 @@ def _planes_back(b: Lowering, y: str, layout: tuple[str, str], channels: int, ou
 @lowers("ConvTranspose")
 def conv_transpose(b: Lowering, node: Node) -> None:
     """``ConvTranspose`` of one, two or three spatial axes."""
-    attrs = attributes(node, **_CONV_ATTRS, output_padding=None, output_shape=None)
+    attrs = attributes(node, **CONV_ATTRS, output_padding=None, output_shape=None)
     x, out = node.input(0), node.outputs[0]
     weight = b.need_constant(node, 1, "the weight of a transposed convolution").astype(np.float32)
     bias = _float_operand(b, node.input(2)) if node.has_input(2) else None
@@ -475,7 +476,7 @@ def _deconv_2d(
     out: str | None,
 ) -> str:
     channels = weight.shape[1] * group
-    spec = _Conv(win, group, weight, bias, (channels, weight.shape[0] // group, *win.kernel))
+    spec = Conv(win, group, weight, bias, (channels, weight.shape[0] // group, *win.kernel))
     shape = b.shape(x)
     dims: tuple[Dim, ...] | None = None
     if shape is not None:

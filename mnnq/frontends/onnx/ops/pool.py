@@ -11,7 +11,7 @@ import numpy as np
 from mnnq.frontends.onnx import emit
 from mnnq.frontends.onnx.emit import attributes
 from mnnq.frontends.onnx.lowering import Lowering, Unsupported
-from mnnq.frontends.onnx.ops.conv import Window, window
+from mnnq.frontends.onnx.ops.conv import Window, emit_tap, window
 from mnnq.frontends.onnx.registry import lowers
 from mnnq.ir.graph import Dim, Node, ValueInfo
 
@@ -168,15 +168,6 @@ def _dilated(b: Lowering, x: str, pool: _Pool, combine: str, fill: float, out: s
     if win.kernel[1] == 1 and out is not None:
         return b.identity(x, out)
     return x
-
-
-def emit_tap(b: Lowering, x: str, axis: int, k: int, win: Window) -> str:
-    """What tap `k` of a window reads along spatial axis `axis` of a padded tensor."""
-    first = k * win.dilations[axis]
-    rest = win.extent(axis) - 1 - first
-    if first == 0 and rest == 0 and win.strides[axis] == 1:
-        return x
-    return emit.slice_axis(b, x, axis + 2, first, -rest if rest else emit.END, win.strides[axis])
 
 
 def _max_with_indices(
