@@ -162,9 +162,10 @@ def _run(
 
 def _narrow(array: np.ndarray) -> np.ndarray:
     array = np.asarray(array)
-    if array.dtype in (np.uint8, np.int8, np.int32, np.float32):
-        return np.ascontiguousarray(array)
-    return np.ascontiguousarray(array.astype(np.float32 if array.dtype.kind == "f" else np.int32))
+    if array.dtype not in (np.uint8, np.int8, np.int32, np.float32):
+        array = array.astype(np.float32 if array.dtype.kind == "f" else np.int32)
+    # ascontiguousarray alone would give rank 0 an axis.
+    return np.ascontiguousarray(array).reshape(array.shape)
 
 
 def _TYPES(mnn: object) -> dict[str, object]:

@@ -164,7 +164,12 @@ def _masks(b: Lowering, node: Node, heads: Heads) -> tuple[str | None, str | Non
         mask = node.inputs[3]
         floating = b.is_float(mask)
         mask = _padded_mask(b, mask, heads.keys, floating)
-        if floating:
+        fixed = b.constant(mask)
+        if floating and fixed is not None:
+            if np.isneginf(fixed).any():
+                allowed.append(b.const((~np.isneginf(fixed)).astype(np.int32), "allowed"))
+            bias = b.const(np.maximum(fixed, MASKED), "bias", np.float32)
+        elif floating:
             allowed.append(b.binary("GREATER_EQUAL", mask, b.const(_LOWEST, "lowest")))
             bias = b.binary("MAXIMUM", mask, b.const(MASKED, "masked"))
         else:

@@ -104,10 +104,27 @@ def slice_(b: Lowering, node: Node) -> None:
         inputs.append(dims.vector(b, range(count), "axes"))
     if axes is not None and any(a < 0 for a in axes):
         rank = b.rank(x)
-        inputs[3] = dims.vector(b, [dims.normal_axis(a, rank) for a in axes], "axes")
+        axes = [dims.normal_axis(a, rank) for a in axes]
+        inputs[3] = dims.vector(b, axes, "axes")
+    at = axes if axes is not None else dims.constant_ints(b, inputs[3])
+    if at is not None:
+        sizes = dims.shape_tensor(b, [dims.size_of(b, x, a) for a in at])
+    else:
+        axis = dims.wrap_indices(b, inputs[3], [b.rank(x)])
+        sizes = dims.gather(b, dims.shape_of(b, x), axis, 0)
+    inputs[1] = _not_before_start(b, inputs[1], sizes)
     if node.has_input(4):
         inputs.append(node.inputs[4])
     b.emit("StridedSlice", inputs, out, param_type="StridedSliceParam", fromType=1)
+
+
+def _not_before_start(b: Lowering, starts: str, sizes: str) -> str:
+    """``max(starts, -sizes)``: the runtime does not stop a start at the first element."""
+    fixed, known = b.constant(starts), b.constant(sizes)
+    if fixed is not None and ((fixed >= -1).all() or (known is not None and (fixed >= -known).all())):
+        return starts
+    least = b.const(-known.astype(np.int32), "least") if known is not None else b.unary("NEG", sizes)
+    return b.binary("MAXIMUM", starts, least)
 
 
 def _missing(node: Node, index: int, values: list[int] | None) -> bool:
@@ -139,7 +156,11 @@ def _constant_slice(
         b.identity(x, out)
         return
     begin, stop, at_axes, by = (list(column) for column in zip(*kept, strict=True))
-    dims.strided_slice(b, x, begin, stop, at_axes, by if any(s != 1 for s in by) else None, out)
+    first: list[int] | str = begin
+    if any(start < -1 for start in begin):
+        sizes = dims.shape_tensor(b, [dims.size_of(b, x, at) for at in at_axes])
+        first = _not_before_start(b, dims.vector(b, begin), sizes)
+    dims.strided_slice(b, x, first, stop, at_axes, by if any(s != 1 for s in by) else None, out)
 
 
 @lowers("Gather")

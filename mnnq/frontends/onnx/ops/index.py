@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import numpy as np
 
@@ -15,6 +16,9 @@ from mnnq.ir.graph import Node, ValueInfo
 
 #: Largest [updates, positions] mask built for a scatter that the runtime cannot reduce.
 _MAX_SCATTER_MASK = 1 << 22
+
+#: Look for ties in the result of a float ``TopK`` when the comparison matrix has at most this many entries.
+_MAX_TIE_SEARCH = 1 << 20
 
 _REDUCTIONS = {"none": None, "add": "ADD", "mul": "MUL", "max": "MAXIMUM", "min": "MINIMUM"}
 
@@ -41,24 +45,47 @@ def scatter_nd(b: Lowering, node: Node) -> None:
     sizes = dims.sizes_of(b, data)
     wrapped = dims.wrap_indices(b, indices, sizes[:depth])
     if kind is None or (kind in ("ADD", "MUL") and b.is_float(data)):
-        inputs = [wrapped, updates, dims.shape_of(b, data), data]
-        if kind is None:
-            b.emit("ScatterNd", inputs, out)
-        else:
-            b.emit("ScatterNd", inputs, out, param_type="BinaryOp", opType=kind)
+        scatter_slices(b, data, wrapped, updates, depth, kind, out)
         return
     known, tuples = b.static_shape(data), b.static_shape(indices)
     if known is None or tuples is None:
         msg = f"reduction {node.attrs['reduction']!r} on these types needs known shapes"
         raise Unsupported(msg)
     rows, inner, count = math.prod(known[:depth]), math.prod(known[depth:]), math.prod(tuples[:-1])
-    strides = [math.prod(known[i + 1 : depth]) for i in range(depth)]
-    weighted = b.binary("MUL", b.reshape(wrapped, [count, depth]), dims.vector(b, strides))
-    position = b.emit(
-        "Reduction", [weighted], param_type="ReductionParam", operation="SUM", dim=np.asarray([1], np.int32),
-        keepDims=False, dType="DT_INT32", info=ValueInfo(dims.INT, (count,)),
-    )  # fmt: skip
+    position = _flat_positions(b, wrapped, list(known[:depth]))
     _scatter_by_mask(b, data, position, updates, (rows, inner, count), kind, out)
+
+
+def scatter_slices(
+    b: Lowering, data: str, indices: str, updates: str, depth: int, kind: str | None, out: str | None = None
+) -> str:
+    """``ScatterNd`` of slices ``data[indices]``; `kind` (None, ADD, MUL) says how they are combined.
+
+    The runtime misplaces slices chosen by more than one index: they are chosen by one of a flattened tensor.
+    """
+    params: dict[str, Any] = {} if kind is None else {"param_type": "BinaryOp", "opType": kind}
+    sizes = dims.sizes_of(b, data)
+    if depth in (1, len(sizes)):
+        return b.emit(
+            "ScatterNd", [indices, updates, dims.shape_of(b, data), data], out, info=b.info(data), **params
+        )  # fmt: skip
+    rows, inner = dims.product(b, sizes[:depth]), dims.product(b, sizes[depth:])
+    position = dims.unsqueeze(b, _flat_positions(b, indices, sizes[:depth]), [1])
+    flat = dims.reshape_to(b, data, [rows, inner])
+    parts = dims.reshape_to(b, updates, [-1, inner])
+    made = b.emit("ScatterNd", [position, parts, dims.shape_tensor(b, [rows, inner]), flat], **params)
+    return dims.reshape_to(b, made, sizes, out)
+
+
+def _flat_positions(b: Lowering, indices: str, sizes: list[Size]) -> str:
+    """Positions ``[count]`` in the flattened first axes of the index tuples ``[..., depth]``."""
+    depth = len(sizes)
+    strides = [dims.product(b, sizes[i + 1 :]) for i in range(depth)]
+    weighted = b.binary("MUL", b.reshape(indices, [-1, depth]), dims.shape_tensor(b, strides))
+    return b.emit(
+        "Reduction", [weighted], param_type="ReductionParam", operation="SUM", dim=np.asarray([1], np.int32),
+        keepDims=False, dType="DT_INT32", info=ValueInfo(dims.INT, (None,)),
+    )  # fmt: skip
 
 
 @lowers("ScatterElements")
@@ -133,25 +160,78 @@ def _raw_scalar(b: Lowering, value: float, dtype: type[np.generic]) -> str:
 
 @lowers("TopK")
 def top_k(b: Lowering, node: Node) -> None:
-    """The `k` largest (smallest) along an axis in order; equal values in order of their index."""
+    """The `k` largest (smallest) along an axis in order; equal values in order of their index.
+
+    The runtime lists equal values in any order. Indices are therefore searched for again where ties are
+    likely (integers) or the search is cheap; elsewhere only the order of exactly equal floats is open.
+    """
     b.check_attributes(node, "axis", "largest", "sorted")
-    x, largest = node.inputs[0], bool(node.attrs.get("largest", 1))
-    axis = dims.normal_axis(dims.int_attr(node, "axis", -1), b.rank(x))
+    x, rank = node.inputs[0], b.rank(node.inputs[0])
+    axis = dims.normal_axis(dims.int_attr(node, "axis", -1), rank)
     k = dims.constant_ints(b, node.inputs[1])
     count = node.inputs[1] if k is None else dims.vector(b, k, "k")
-    # The runtime keeps the order of equal values only when it looks for the largest.
-    source = x if largest else b.unary("NEG", x)
-    values = (node.outputs[0] if node.has_output(0) else b.fresh("values")) if largest else b.fresh("negated")
-    indices = node.outputs[1] if node.has_output(1) else b.fresh("indices")
-    shape = b.shape(x)
-    picked = None if shape is None else tuple(None if i == axis else d for i, d in enumerate(shape))
+    exact = node.has_output(1) and _search_is_worthwhile(b, x, axis, k)
+    order = [*(i for i in range(rank) if i != axis), axis]
+    moved = exact and axis != rank - 1
+    source = b.permute(x, order) if moved else x
+    shape = b.shape(source) or ()
+    at = rank - 1 if moved else axis
+    picked = tuple((k[0] if k else None) if i == at else d for i, d in enumerate(shape))
+    outs = [
+        node.outputs[i] if node.has_output(i) and not moved and not (exact and i) else b.fresh(stem)
+        for i, stem in enumerate(("values", "indices"))
+    ]
     b.emit_many(
-        "TopKV2", [source, count, dims.scalar(b, axis)], [values, indices], param_type="TopKV2", sorted=True,
-        largest=True, T="DT_FLOAT" if b.is_float(x) else "DT_INT32",
+        "TopKV2", [source, count, dims.scalar(b, at)], outs, param_type="TopKV2", sorted=True,
+        largest=bool(node.attrs.get("largest", 1)), T="DT_FLOAT" if b.is_float(x) else "DT_INT32",
         infos=[ValueInfo(b.info(x).dtype, picked), ValueInfo(dims.INT, picked)],
     )  # fmt: skip
-    if not largest and node.has_output(0):
-        b.unary("NEG", values, node.outputs[0])
+    if not exact:
+        return
+    back = [order.index(i) for i in range(rank)]
+    found = _first_positions(b, source, outs[0], None if moved else node.outputs[1])
+    if moved:
+        b.permute(found, back, node.outputs[1])
+        if node.has_output(0):
+            b.permute(outs[0], back, node.outputs[0])
+
+
+def _search_is_worthwhile(b: Lowering, x: str, axis: int, k: list[int] | None) -> bool:
+    if k is not None and k[0] == 1:
+        return False
+    if not b.is_float(x):
+        return True
+    shape = b.shape(x) or ()
+    size = shape[axis] if shape else None
+    if k is None or not isinstance(size, int):
+        return False
+    return math.prod(d for d in shape if isinstance(d, int)) * k[0] <= _MAX_TIE_SEARCH
+
+
+def _first_positions(b: Lowering, x: str, values: str, out: str | None) -> str:
+    """Where sorted `values` ``[..., k]`` lie in `x` ``[..., n]``, the i-th of equal values at its i-th occurrence."""
+    rank = b.rank(x)
+    column, known = dims.unsqueeze(b, values, [rank]), b.shape(values) or ()
+    equal = b.binary("EQUAL", column, dims.unsqueeze(b, values, [rank - 1]))
+    k = known[-1] if known else None
+    if isinstance(k, int):
+        earlier = b.const(np.tri(k, k, 0, np.int32), "earlier")
+    else:
+        place = dims.iota(b, 0, dims.size_of(b, values, rank - 1))
+        earlier = b.binary("GREATER_EQUAL", dims.unsqueeze(b, place, [1]), dims.unsqueeze(b, place, [0]))
+    number = b.emit(
+        "Reduction", [b.binary("MUL", equal, earlier)], param_type="ReductionParam", operation="SUM",
+        dim=np.asarray([rank], np.int32), keepDims=True, dType="DT_INT32",
+    )  # fmt: skip
+    hits = b.binary("EQUAL", column, dims.unsqueeze(b, x, [rank - 1]))
+    running = b.emit(
+        "CumSum", [hits, dims.scalar(b, rank)], param_type="CumSum", exclusive=False, reverse=False
+    )
+    reached = b.binary("EQUAL", running, number)
+    return b.emit(
+        "ArgMax", [reached], out, param_type="ArgMax", axis=rank, topK=1, outMaxVal=0, softmaxThreshold=0,
+        info=ValueInfo(dims.INT, tuple(known)),
+    )  # fmt: skip
 
 
 @lowers("ArgMax", "ArgMin")
@@ -162,9 +242,13 @@ def arg_extremum(b: Lowering, node: Node) -> None:
     axis = dims.normal_axis(dims.int_attr(node, "axis", 0), b.rank(x))
     keep, last = dims.int_attr(node, "keepdims", 1), dims.int_attr(node, "select_last_index", 0)
     shape = b.shape(x) or ()
+    kind = node.op_type
+    if kind == "ArgMin" and not b.is_float(x):
+        # The runtime compares integers as floats there.
+        x, kind = b.unary("NEG", x), "ArgMax"
     source = dims.strided_slice(b, x, [-1], [-INT_LIMIT], [axis], [-1]) if last else x
     found = b.emit(
-        node.op_type, [source], out if not keep and not last else None, param_type="ArgMax", axis=axis, topK=1,
+        kind, [source], out if not keep and not last else None, param_type="ArgMax", axis=axis, topK=1,
         outMaxVal=0, softmaxThreshold=0,
         info=ValueInfo(dims.INT, tuple(d for i, d in enumerate(shape) if i != axis)),
     )  # fmt: skip
@@ -187,34 +271,31 @@ def unique(b: Lowering, node: Node) -> None:
         raise Unsupported(msg)
     if b.rank(x) != 1:
         x = b.reshape(x, [-1])
-    ordered = dims.int_attr(node, "sorted", 1)
+    by_value = dims.int_attr(node, "sorted", 1)
+    # The runtime orders floats by their bits, negative ones the wrong way round.
+    ready = by_value and not b.is_float(x)
     names = ["values", "first", "inverse", "counts"]
     wanted = [i for i in range(4) if node.has_output(i)]
-    outs = [node.outputs[i] if ordered and i in wanted else b.fresh(names[i]) for i in range(4)]
+    outs = [node.outputs[i] if ready and i in wanted else b.fresh(names[i]) for i in range(4)]
     some = ValueInfo(dims.INT, (None,))
     b.emit_many("Unique", [x], outs, infos=[ValueInfo(b.info(x).dtype, (None,)), some, some, some])
-    if ordered:
+    if ready:
         return
     count = b.emit("Shape", [outs[0]], default_format="NCHW", info=ValueInfo(dims.INT, (1,)))
-    order = _argsort(b, outs[1], count)
+    order = _argsort(b, outs[0 if by_value else 1], count)
     for i in wanted:
         if i == 2:
-            b.emit(
-                "GatherV2",
-                [_argsort(b, order, count), outs[2], dims.scalar(b, 0)],
-                node.outputs[2],
-                param_type="GatherV2",
-            )
+            dims.gather(b, _argsort(b, order, count), outs[2], 0, node.outputs[2])
         else:
             dims.gather(b, outs[i], order, 0, node.outputs[i])
 
 
 def _argsort(b: Lowering, x: str, count: str) -> str:
-    """Indices that sort an INT32 vector in ascending order."""
+    """Indices that sort a vector of distinct values in ascending order."""
     some = ValueInfo(dims.INT, (None,))
     return b.emit_many(
-        "TopKV2", [b.unary("NEG", x), count, dims.scalar(b, 0)], [b.fresh("sorted"), b.fresh("order")],
-        param_type="TopKV2", sorted=True, largest=True, T="DT_INT32", infos=[some, some],
+        "TopKV2", [x, count, dims.scalar(b, 0)], [b.fresh("sorted"), b.fresh("order")], param_type="TopKV2",
+        sorted=True, largest=False, T="DT_FLOAT" if b.is_float(x) else "DT_INT32", infos=[some, some],
     )[1]  # fmt: skip
 
 
@@ -326,9 +407,8 @@ def tensor_scatter(b: Lowering, node: Node) -> None:
     row = dims.broadcast_to(b, dims.reshape_to(b, dims.iota(b, 0, batch), [-1, 1]), [batch, steps])
     pair = dims.concat(b, [dims.unsqueeze(b, t, [2]) for t in (row, _as_matrix(b, position, row))], 2)
     moved, fresh = (b.permute(t, order) if order != [*range(rank)] else t for t in (cache, update))
-    shape = dims.shape_tensor(b, [dims.size_of(b, cache, i) for i in order])
     back = [order.index(i) for i in range(rank)]
-    written = b.emit("ScatterNd", [pair, fresh, shape, moved], None if order != [*range(rank)] else out)
+    written = scatter_slices(b, moved, pair, fresh, 2, None, None if order != [*range(rank)] else out)
     if order != [*range(rank)]:
         b.permute(written, back, out)
 
