@@ -168,7 +168,7 @@ def _topk(graph: Graph, node: Node) -> None:
 def _cast(graph: Graph, node: Node) -> None:
     del graph
     if isinstance(node.attrs.get("to"), str):
-        node.attrs["to"] = int(onnx.TensorProto.DataType.Value(node.attrs["to"]))
+        node.attrs["to"] = int(getattr(onnx.TensorProto, node.attrs["to"]))
 
 
 def _upsample(graph: Graph, node: Node) -> None:
