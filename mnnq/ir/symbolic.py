@@ -32,14 +32,15 @@ class Poly:
         return all(factor >= 0 for _, factor in self.terms)
 
     def __str__(self) -> str:
-        parts = []
+        text = ""
         for monomial, factor in sorted(self.terms, key=lambda term: (not term[0], term)):
-            symbols = "*".join(monomial)
-            if not monomial:
-                parts.append(str(factor))
+            size = abs(factor)
+            part = "*".join([str(size)] * (size != 1 or not monomial) + list(monomial))
+            if not text:
+                text = part if factor > 0 else f"-{part}"
             else:
-                parts.append(symbols if factor == 1 else f"{factor}*{symbols}")
-        return " + ".join(parts)
+                text += f" + {part}" if factor > 0 else f" - {part}"
+        return text
 
 
 def symbol(name: str) -> Poly:

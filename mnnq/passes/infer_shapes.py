@@ -182,7 +182,13 @@ class Sweep:
             found = onnx.shape_inference.infer_node_outputs(
                 schema, node_proto(node), types, data, opset_imports=self._imports
             )
-        except (onnx.shape_inference.InferenceError, RuntimeError, ValueError, KeyError):
+        except (
+            onnx.shape_inference.InferenceError,
+            onnx.checker.ValidationError,
+            RuntimeError,
+            ValueError,
+            KeyError,
+        ):
             return {}  # an invalid node or one that inference does not know; lowering decides
         return {name: _info_of(proto) for name, proto in found.items()}
 

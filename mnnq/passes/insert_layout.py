@@ -74,6 +74,9 @@ FOLLOWING_OPS = frozenset(
     ]
 )
 
+#: Following operators that work element by element; the others move elements, at a cost that depends on the layout.
+_ELEMENTWISE = frozenset({"Cast", "Dropout", "ELU", "ReLU", "ReLU6", "Selu", "UnaryOp"})
+
 #: All inputs and outputs have one layout, that of the majority of the inputs.
 UNIFORM_OPS = frozenset({"BinaryOp", "Concat", "Eltwise", "Pack", "Slice", "Unpack"})
 
@@ -97,6 +100,7 @@ class _Inserter:
         self.layout: dict[str, str] = {}
         self.constants: set[str] = set()
         self.converted: dict[tuple[str, str], str] = {}
+        self.demand = _demand(body)
         self.taken = {name for op in body.ops for name in op.outputs}
         self.count = 0
 
@@ -116,6 +120,8 @@ class _Inserter:
             result = NC4HW4
         elif op.type in FOLLOWING_OPS:
             result = self._of(op.inputs[0]) if op.inputs else NCHW
+            if op.type not in _ELEMENTWISE and not self._demands(op, NC4HW4):
+                result = NCHW  # a conversion is due anyway: before the elements move, where it is cheap
             wanted = [result, *[NCHW] * (len(op.inputs) - 1)]
         elif op.type in UNIFORM_OPS:
             result = self._majority(op)
@@ -150,7 +156,12 @@ class _Inserter:
     def _majority(self, op: Op) -> str:
         data = op.inputs[:1] if op.type == "Slice" else op.inputs
         votes = Counter(self._of(name) for name in data if name and name not in self.constants)
+        if votes[NC4HW4] == votes[NCHW] and not self._demands(op, NCHW):
+            return NC4HW4 if self._demands(op, NC4HW4) else NCHW
         return NC4HW4 if votes[NC4HW4] > votes[NCHW] else NCHW
+
+    def _demands(self, op: Op, layout: str) -> bool:
+        return any(layout in self.demand.get(name, ()) for name in op.outputs)
 
     def _want(self, name: str, layout: str, reader: Op) -> str:
         if not name or name in self.constants or self._of(name) == layout:
@@ -187,3 +198,21 @@ class _Inserter:
             name = f"{stem}__{serial}"
         self.taken.add(name)
         return name
+
+
+def _demand(body: Model | SubGraph) -> dict[str, set[str]]:
+    """Which layouts the readers of each tensor work on, through operators that take either."""
+    demand: dict[str, set[str]] = {name: {NCHW} for name in body.outputs}
+    for op in reversed(body.ops):
+        if op.type in ANY_LAYOUT_OPS:
+            continue
+        beyond = set().union(*(demand.get(name, set()) for name in op.outputs))
+        for index, name in enumerate(op.inputs):
+            if op.type in BLOCKED_OPS:
+                wanted = {NC4HW4} if index == 0 else {NCHW}
+            elif op.type in UNIFORM_OPS or (op.type in FOLLOWING_OPS and index == 0):
+                wanted = beyond
+            else:
+                wanted = {NCHW}
+            demand.setdefault(name, set()).update(wanted)
+    return demand

@@ -165,10 +165,16 @@ def _topk(graph: Graph, node: Node) -> None:
         _set_input(node, 1, _ints(graph, node, "k", [node.attrs.pop("k")]))
 
 
+def _dft(graph: Graph, node: Node) -> None:
+    if graph.opset < 20:
+        axis = graph.add_constant(f"{node.outputs[0]}_axis", np.asarray(node.attrs.pop("axis", 1), np.int64))
+        _set_input(node, 2, axis)
+
+
 def _cast(graph: Graph, node: Node) -> None:
     del graph
     if isinstance(node.attrs.get("to"), str):
-        node.attrs["to"] = int(onnx.TensorProto.DataType.Value(node.attrs["to"]))
+        node.attrs["to"] = int(getattr(onnx.TensorProto, node.attrs["to"]))
 
 
 def _upsample(graph: Graph, node: Node) -> None:
@@ -323,6 +329,7 @@ _RULES: dict[str, Rule] = {
     "Clip": _clip,
     "Conv": _padded,
     "ConvTranspose": _padded,
+    "DFT": _dft,
     "Dropout": _dropout,
     "GridSample": _grid_sample,
     "GroupNormalization": _group_norm,

@@ -22,6 +22,7 @@ from mnnq.passes.fuse_linear import fuse_linear
 from mnnq.passes.fuse_normalization import fuse_normalization
 from mnnq.passes.infer_shapes import forget_declared_shapes, infer_shapes
 from mnnq.passes.insert_layout import insert_layout
+from mnnq.passes.merge_reshapes import merge_reshapes
 from mnnq.passes.normalize import extract_constants, normalize
 from mnnq.passes.simplify import remove_dead, simplify
 from mnnq.passes.single_precision import narrow_doubles, widen_halves
@@ -70,7 +71,7 @@ def optimize_graph(graph: Graph) -> None:
 
 def optimize_model(model: Model) -> None:
     """Fuse activations, insert layout conversions and drop dead operators, in place."""
-    _run(model, (remove_dead_ops, merge_duplicate_ops, fuse_activation, insert_layout))
+    _run(model, (remove_dead_ops, merge_duplicate_ops, merge_reshapes, fuse_activation, insert_layout))
     _run(model, (merge_duplicate_ops, remove_dead_ops))
 
 

@@ -367,7 +367,8 @@ def _expand(node: Node, known: Known) -> Value | None:
     value, target = known.value(node.inputs[0]), ints_of(known.value(node.inputs[1]))
     if value is None or target is None or math.prod(target) > VALUE_LIMIT:
         return None
-    return np.broadcast_to(value, np.broadcast_shapes(value.shape, tuple(target))).copy()
+    wide: Value = np.broadcast_to(value, np.broadcast_shapes(value.shape, tuple(target))).copy()
+    return wide
 
 
 def _constant_of_shape(node: Node, known: Known) -> Value | None:
