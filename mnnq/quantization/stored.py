@@ -1,0 +1,141 @@
+"""How a convolution-like operator of a `.mnn` model holds its weights now."""
+
+from __future__ import annotations
+
+import enum
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from mnnq import _native
+from mnnq.ir.model import Op
+
+FloatArray = npt.NDArray[np.float32]
+
+
+class Storage(enum.Enum):
+    """Kinds of storage."""
+
+    FLOAT = "float"
+    HALF = "fp16"
+    CODES = "codes"
+    SPARSE_FLOAT = "sparse float"
+    OLD_INT8 = "old int8"
+    INPUT = "input"
+
+
+@dataclass(frozen=True)
+class StoredWeights:
+    """Description of a layer's weights.
+
+    Attributes
+    ----------
+    shape
+        Rows (``outputCount``) and weights per row.
+    kernel
+        Kernel positions (kh * kw).
+    bits
+        2 to 8, 16 or 32.
+    symmetric
+        Whether codes have a scale only.
+    block
+        Input channels per block; None for one block per output channel.
+    size
+        Bytes of weights, scales and minima.
+    """
+
+    storage: Storage
+    shape: tuple[int, int]
+    kernel: int
+    bits: int
+    symmetric: bool
+    block: int | None
+    size: int
+    fp16_scales: bool = False
+
+    @property
+    def scheme(self) -> str | None:
+        """``"symmetric"``, ``"asymmetric"``, or None for floats."""
+        if self.storage not in (Storage.CODES, Storage.OLD_INT8):
+            return None
+        return "symmetric" if self.symmetric else "asymmetric"
+
+    @property
+    def channels(self) -> int:
+        """Input channels of a row."""
+        return self.shape[1] // self.kernel
+
+
+def _length(fields: Mapping[str, Any], key: str) -> int:
+    value = fields.get(key)
+    return 0 if value is None else len(value)
+
+
+def describe(op: Op) -> StoredWeights:
+    """Describe the weights of an operator with ``Convolution2D`` parameters.
+
+    Raises
+    ------
+    FormatError
+        The stored weights break the format.
+    """
+    params = op.params
+    common = params.get("common", {})
+    outputs = int(common.get("outputCount", 0)) or max(_length(params, "bias"), 1)
+    kernel = int(common.get("kernelX", 1)) * int(common.get("kernelY", 1))
+    quant = params.get("quanParameter")
+    old = params.get("symmetricQuan", {})
+    if quant is not None:
+        return _describe_quant(quant, outputs, kernel)
+    if _length(params, "weight"):
+        count = _length(params, "weight")
+        return StoredWeights(Storage.FLOAT, (outputs, count // outputs), kernel, 32, False, None, 4 * count)
+    if _length(old, "weight"):
+        count = _length(old, "weight")
+        size = count + 4 * _length(old, "scale")
+        return StoredWeights(Storage.OLD_INT8, (outputs, count // outputs), kernel, 8, True, None, size)
+    return StoredWeights(Storage.INPUT, (outputs, 0), kernel, 32, False, None, 0)
+
+
+def _describe_quant(quant: Mapping[str, Any], outputs: int, kernel: int) -> StoredWeights:
+    buffer = _length(quant, "buffer")
+    if _length(quant, "index"):
+        count = int(quant.get("weightSize", 0))
+        size = 8 * _length(quant, "index")
+        return StoredWeights(Storage.SPARSE_FLOAT, (outputs, count // outputs), kernel, 32, False, None, size)
+    if int(quant.get("type", 0)) == 3:
+        count = buffer // 2
+        return StoredWeights(Storage.HALF, (outputs, count // outputs), kernel, 16, False, None, buffer)
+    info = _native.describe_weights(quant)
+    half = quant.get("scaleStorage") == "FP16"
+    scales = 2 * _length(quant, "alphaFp16") if half else 4 * _length(quant, "alpha")
+    row = info["count"] // outputs
+    blocks = info["rows"] // outputs
+    block = row // blocks // kernel if blocks > 1 else None
+    return StoredWeights(
+        Storage.CODES,
+        (outputs, row),
+        kernel,
+        info["bits"],
+        info["symmetric"],
+        block,
+        buffer + scales,
+        half,
+    )
+
+
+def float_weights(op: Op) -> FloatArray:
+    """Weights of an operator as floats ``[outputCount, n]``; a view when they are stored so.
+
+    Raises
+    ------
+    FormatError
+        The stored weights break the format.
+    """
+    quant = op.params.get("quanParameter")
+    stored = describe(op)
+    flat = op.params["weight"] if quant is None else _native.decode_weights(quant)
+    return np.asarray(flat, np.float32).reshape(stored.shape[0], -1)
