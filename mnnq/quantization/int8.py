@@ -90,7 +90,7 @@ def _make_int8(
         msg = "a weight is not finite, or too large for its scale"
         raise QuantizationError(msg, node=op.name)
     codes = np.clip(round_half_away(ratio), weight.clamp_min, weight.clamp_max).astype(np.int8)
-    quant = _native.pack_weights(codes, scale=scales, min=None, bits=8)
+    quant = _native.encode_weights(codes, scales, None, 8)
     quant["scaleIn"], quant["scaleOut"] = source.scales[0], output.scales[0]
     op.params["quanParameter"] = quant
     op.params["symmetricQuan"] = {

@@ -69,6 +69,16 @@ class StoredWeights:
         return self.shape[1] // self.kernel
 
 
+def quant_size(quant: Mapping[str, Any]) -> int:
+    """Bytes of codes, scales and minima of an ``IDSTQuan`` table."""
+    return (
+        _length(quant, "buffer")
+        + 4 * _length(quant, "alpha")
+        + 2 * _length(quant, "alphaFp16")
+        + 4 * _length(quant, "index")
+    )
+
+
 def _length(fields: Mapping[str, Any], key: str) -> int:
     value = fields.get(key)
     return 0 if value is None else len(value)
@@ -89,7 +99,7 @@ def describe(op: Op) -> StoredWeights:
     quant = params.get("quanParameter")
     old = params.get("symmetricQuan", {})
     if quant is not None:
-        return _describe_quant(quant, outputs, kernel)
+        return _describe_quant(op, quant, outputs, kernel)
     if _length(params, "weight"):
         count = _length(params, "weight")
         return StoredWeights(Storage.FLOAT, (outputs, count // outputs), kernel, 32, False, None, 4 * count)
@@ -100,30 +110,27 @@ def describe(op: Op) -> StoredWeights:
     return StoredWeights(Storage.INPUT, (outputs, 0), kernel, 32, False, None, 0)
 
 
-def _describe_quant(quant: Mapping[str, Any], outputs: int, kernel: int) -> StoredWeights:
-    buffer = _length(quant, "buffer")
+def _describe_quant(op: Op, quant: Mapping[str, Any], outputs: int, kernel: int) -> StoredWeights:
     if _length(quant, "index"):
         count = int(quant.get("weightSize", 0))
-        size = 8 * _length(quant, "index")
-        return StoredWeights(Storage.SPARSE_FLOAT, (outputs, count // outputs), kernel, 32, False, None, size)
+        shape = (outputs, count // outputs)
+        return StoredWeights(Storage.SPARSE_FLOAT, shape, kernel, 32, False, None, quant_size(quant))
     if int(quant.get("type", 0)) == 3:
-        count = buffer // 2
-        return StoredWeights(Storage.HALF, (outputs, count // outputs), kernel, 16, False, None, buffer)
-    info = _native.describe_weights(quant)
-    half = quant.get("scaleStorage") == "FP16"
-    scales = 2 * _length(quant, "alphaFp16") if half else 4 * _length(quant, "alpha")
-    row = info["count"] // outputs
-    blocks = info["rows"] // outputs
-    block = row // blocks // kernel if blocks > 1 else None
+        size = quant_size(quant)
+        return StoredWeights(Storage.HALF, (outputs, size // 2 // outputs), kernel, 16, False, None, size)
+    weights = _native.decode_weights(op.params)
+    blocks = weights["rows"] // outputs
+    row = weights["row_len"] * blocks
+    block = weights["row_len"] // kernel if blocks > 1 else None
     return StoredWeights(
         Storage.CODES,
         (outputs, row),
         kernel,
-        info["bits"],
-        info["symmetric"],
+        weights["bits"],
+        weights["min"] is None,
         block,
-        buffer + scales,
-        half,
+        quant_size(quant),
+        quant.get("scaleStorage") == "FP16",
     )
 
 
@@ -135,7 +142,8 @@ def float_weights(op: Op) -> FloatArray:
     FormatError
         The stored weights break the format.
     """
-    quant = op.params.get("quanParameter")
-    stored = describe(op)
-    flat = op.params["weight"] if quant is None else _native.decode_weights(quant)
-    return np.asarray(flat, np.float32).reshape(stored.shape[0], -1)
+    common = op.params.get("common", {})
+    plain = op.params.get("quanParameter") is None
+    flat = op.params["weight"] if plain else _native.decode_weights(op.params)["weight"]
+    outputs = int(common.get("outputCount", 0)) or max(_length(op.params, "bias"), 1)
+    return np.asarray(flat, np.float32).reshape(outputs, -1)

@@ -16,7 +16,7 @@ from mnnq.quantization import embedding
 from mnnq.quantization.config import BLOCK_UNIT, LayerConfig, WeightConfig
 from mnnq.quantization.int8 import Int8Layer, apply_int8
 from mnnq.quantization.params_file import ParamsFile
-from mnnq.quantization.stored import Storage, StoredWeights, describe, float_weights
+from mnnq.quantization.stored import Storage, StoredWeights, describe, float_weights, quant_size
 from mnnq.report.quantization import LayerReport, QuantizationReport
 
 _log = logging.getLogger(__name__)
@@ -220,11 +220,12 @@ class _Run:
             block_used=block,
             method=str(config.method),
             bytes_before=stored.size,
-            bytes_after=describe(op).size,
+            bytes_after=quant_size(quant),
             sqnr_db=stats["sqnr_db"],
             relative_rms=stats["relative_rms"],
             reason=reason,
             subgraph=subgraph,
+            kernel=_kernel(op),
         )
 
     def _uncoded(self, subgraph: str, op: Op, stored: StoredWeights, config: LayerConfig) -> LayerReport:
@@ -236,9 +237,8 @@ class _Run:
                 op, subgraph, stored, config, "it is quantized already; half floats would only be larger"
             )
         matrix = float_weights(op)
-        packed = _native.pack_half(matrix.reshape(-1))
         error, power = _half_error(matrix)
-        op.params["quanParameter"] = {"type": 3, "buffer": packed, "quantScale": 1.0}
+        op.params["quanParameter"] = _native.pack_half(matrix)
         for key in ("weight", "sparseParameter"):
             op.params.pop(key, None)
         return LayerReport(
@@ -255,6 +255,7 @@ class _Run:
             sqnr_db=_decibel(error, power),
             relative_rms=_relative(error, power),
             subgraph=subgraph,
+            kernel=_kernel(op),
         )
 
     # -- constants
@@ -302,7 +303,7 @@ class _Run:
         except ValueError as error:
             raise QuantizationError(str(error), node=table.const.name) from error
         del matrix
-        codes = _native.unpack_weights(quant)
+        codes = _native.decode_weights({"common": {"outputCount": rows}, "quanParameter": quant})
         index = (codes["codes"].astype(np.int16) + (1 << (config.bits - 1))).astype(np.uint8)
         minimum = codes["min"]
         after = embedding.rewrite(
@@ -377,7 +378,7 @@ class _Run:
         values = np.asarray(const.params["float32s"], np.float32)
         if values.size and not (np.abs(values).max() <= _MAX_HALF):
             return False
-        packed = np.asarray(_native.pack_half(values.reshape(-1)))
+        packed = np.asarray(_native.pack_half(values)["buffer"])
         del const.params["float32s"]
         const.params["uint8s"], const.params["dataType"] = packed.view(np.uint8), "DT_HALF"
         return True
@@ -421,7 +422,13 @@ def _keep(
         bytes_after=stored.size,
         reason=reason,
         subgraph=subgraph,
+        kernel=_kernel(op),
     )
+
+
+def _kernel(op: Op) -> tuple[int, ...]:
+    common = op.params.get("common", {})
+    return int(common.get("kernelX", 1)), int(common.get("kernelY", 1))
 
 
 def _block(config: LayerConfig, stored: StoredWeights, op: Op) -> tuple[int | None, str | None]:

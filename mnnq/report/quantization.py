@@ -35,6 +35,8 @@ class LayerReport:
         as given; None where nothing changed.
     reason
         Why the layer was not quantized as asked; None when it was.
+    kernel
+        Kernel width and height of a convolution, empty for others.
     """
 
     name: str
@@ -51,6 +53,12 @@ class LayerReport:
     relative_rms: float | None = None
     reason: str | None = None
     subgraph: str = ""
+    kernel: tuple[int, ...] = ()
+
+    @property
+    def channels(self) -> int:
+        """Input channels of a convolution's output channel."""
+        return self.shape[1] // math.prod(self.kernel)
 
     @property
     def quantized(self) -> bool:
