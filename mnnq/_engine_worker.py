@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import json
 import sys
 from pathlib import Path
@@ -13,8 +14,7 @@ import numpy as np
 def _onnxruntime(
     model: str, feeds: dict[str, Any], outputs: list[str], _options: dict[str, Any]
 ) -> list[Any]:
-    import onnxruntime
-
+    onnxruntime: Any = importlib.import_module("onnxruntime")
     settings = onnxruntime.SessionOptions()
     settings.log_severity_level = 3
     session = onnxruntime.InferenceSession(model, settings, providers=["CPUExecutionProvider"])
@@ -22,8 +22,7 @@ def _onnxruntime(
 
 
 def _mnn(model: str, feeds: dict[str, Any], outputs: list[str], options: dict[str, Any]) -> list[Any]:
-    import MNN
-
+    MNN: Any = importlib.import_module("MNN")
     config: dict[str, Any] = {
         "backend": 0,
         "numThread": options.get("threads", 1),

@@ -75,7 +75,8 @@ def run_engine(
     with tempfile.TemporaryDirectory(prefix="mnnq-") as folder:
         base = Path(folder)
         keys = {f"a{i}": name for i, name in enumerate(feeds)}
-        np.savez(base / "in.npz", **{key: np.asarray(feeds[name]) for key, name in keys.items()})
+        arrays: dict[str, Any] = {key: np.asarray(feeds[name]) for key, name in keys.items()}
+        np.savez(base / "in.npz", **arrays)
         request = {
             "engine": engine,
             "model": str(model),
@@ -100,5 +101,5 @@ def run_engine(
         if "error" in reply:
             msg = f"{engine}: {reply['error']}"
             raise EngineError(msg, file=str(model))
-        with np.load(base / "out.npz") as arrays:
-            return {name: arrays[f"a{i}"] for i, name in enumerate(outputs)}
+        with np.load(base / "out.npz") as found:
+            return {name: found[f"a{i}"] for i, name in enumerate(outputs)}

@@ -23,7 +23,18 @@ _F = TypeVar("_F", bound=Callable[..., Any])
 MAX_WARNINGS = 20
 
 
-class ShapeOption(click.ParamType):
+if TYPE_CHECKING:
+    ParamBase = click.ParamType[Any]
+else:  # not generic before click 8.3
+    ParamBase = click.ParamType
+
+
+def example(line: str) -> str:
+    """Epilog of a command's help: one example, not wrapped."""
+    return f"\b\nExample:\n  {line}"
+
+
+class ShapeOption(ParamBase):
     """``name=1x3x224x224`` (``,`` works as well as ``x``)."""
 
     name = "name=shape"
@@ -31,6 +42,7 @@ class ShapeOption(click.ParamType):
     def convert(
         self, value: Any, param: click.Parameter | None, ctx: click.Context | None
     ) -> tuple[str, tuple[int, ...]]:
+        """Parse the text of the option."""
         if isinstance(value, tuple):
             return value
         name, equals, shape = str(value).rpartition("=")

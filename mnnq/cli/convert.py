@@ -11,7 +11,10 @@ import click
 from mnnq.cli import common
 
 
-@click.command(name="convert")
+@click.command(
+    name="convert",
+    epilog=common.example("mnnq convert mobilenet.onnx --input-shape input=1x3x224x224 -o mobilenet.mnn"),
+)
 @click.argument("model", type=click.Path(path_type=Path))
 @click.option("-o", "--output", type=click.Path(path_type=Path), help="File to write. [default: MODEL.mnn]")
 @click.option("--fp16", is_flag=True, help="Store weights and large constants as half floats.")
@@ -20,12 +23,7 @@ from mnnq.cli import common
 @common.json_option
 @common.verbosity
 def command(**options: Any) -> None:
-    """Convert MODEL (ONNX) to a .mnn file with float weights.
-
-    \b
-    Example:
-      mnnq convert mobilenet.onnx --input-shape input=1x3x224x224 -o mobilenet.mnn
-    """
+    """Convert MODEL (ONNX) to a .mnn file with float weights."""
     _run(**options)
 
 

@@ -14,18 +14,13 @@ if TYPE_CHECKING:
     from mnnq.report.tables import Table
 
 
-@click.command(name="info")
+@click.command(name="info", epilog=common.example("mnnq info mobilenet-w4.mnn"))
 @click.argument("model", type=click.Path(path_type=Path))
 @common.input_shapes
 @common.json_option
 @common.verbosity
 def command(model: Path, shapes: Any, as_json: bool) -> None:
-    """Show inputs, outputs, operators and stored weights of MODEL (.mnn, or ONNX as it would be converted).
-
-    \b
-    Example:
-      mnnq info mobilenet-w4.mnn
-    """
+    """Show inputs, outputs, operators and stored weights of MODEL (.mnn, or ONNX as it would be converted)."""
     from mnnq import api
     from mnnq.inspection import inspect_model
 

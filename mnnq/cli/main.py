@@ -53,17 +53,16 @@ def _version(ctx: click.Context, _param: click.Parameter, value: bool) -> None:
         ctx.exit()
 
 
-@click.group(cls=_LazyGroup, context_settings={"help_option_names": ["-h", "--help"]})
+@click.group(
+    cls=_LazyGroup,
+    context_settings={"help_option_names": ["-h", "--help"]},
+    epilog="\b\nExample:\n  mnnq quant resnet50.onnx --bits 4 --block 64 -o resnet50-w4.mnn",
+)
 @click.option(
     "--version", is_flag=True, expose_value=False, is_eager=True, callback=_version, help="Show the version."
 )
 def cli() -> None:
-    """Compress trained neural networks into MNN files.
-
-    \b
-    Example:
-      mnnq quant resnet50.onnx --bits 4 --block 64 -o resnet50-w4.mnn
-    """
+    """Compress trained neural networks into MNN files."""
 
 
 def main(arguments: Sequence[str] | None = None) -> NoReturn:

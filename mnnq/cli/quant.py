@@ -13,7 +13,7 @@ from mnnq.cli import common
 _FIELDS = {"bits": int, "block": int, "method": str, "scheme": str}
 
 
-class LayerOption(click.ParamType):
+class LayerOption(common.ParamBase):
     """``PATTERN=BITS`` or ``PATTERN=key:value,...`` with keys bits, block, method, scheme."""
 
     name = "pattern=settings"
@@ -21,6 +21,7 @@ class LayerOption(click.ParamType):
     def convert(
         self, value: Any, param: click.Parameter | None, ctx: click.Context | None
     ) -> tuple[str, Any]:
+        """Parse the text of the option."""
         if isinstance(value, tuple):
             return value
         pattern, _, settings = str(value).rpartition("=")
@@ -44,7 +45,12 @@ class LayerOption(click.ParamType):
         return pattern, changes
 
 
-@click.command(name="quant")
+@click.command(
+    name="quant",
+    epilog=common.example(
+        "mnnq quant mobilenet.onnx --bits 4 --block 32 --method search -o mobilenet-w4.mnn"
+    ),
+)
 @click.argument("model", type=click.Path(path_type=Path))
 @click.option(
     "-o", "--output", type=click.Path(path_type=Path), help="File to write. [default: MODEL-w<bits>.mnn]"
@@ -88,12 +94,7 @@ class LayerOption(click.ParamType):
 @common.json_option
 @common.verbosity
 def command(**options: Any) -> None:
-    """Quantize the weights of MODEL (ONNX or .mnn) and write a .mnn file.
-
-    \b
-    Example:
-      mnnq quant mobilenet.onnx --bits 4 --block 32 --method search -o mobilenet-w4.mnn
-    """
+    """Quantize the weights of MODEL (ONNX or .mnn) and write a .mnn file."""
     _run(**options)
 
 
@@ -150,7 +151,7 @@ def default_output(model: Path, bits: int) -> Path:
 
 def _config(options: dict[str, Any]) -> Any:
     from mnnq.errors import ConfigError
-    from mnnq.quantization.config import Override, WeightConfig
+    from mnnq.quantization.config import Override, WeightConfig, WeightMethod
 
     bits, fp16 = options["bits"], options["fp16"]
     if options["hqq"] and options["method"] not in ("rtn", "hqq"):
@@ -162,7 +163,7 @@ def _config(options: dict[str, Any]) -> Any:
         bits=bits if bits is not None else (16 if fp16 else 8),
         symmetric=options["symmetric"],
         block=options["block"],
-        method="hqq" if options["hqq"] else options["method"],
+        method=WeightMethod("hqq" if options["hqq"] else options["method"]),
         gain_correction=options["gain_correction"],
         fp16_scales=options["fp16_scales"],
         sparse=options["sparse"],

@@ -15,7 +15,9 @@ if TYPE_CHECKING:
     from mnnq.verify import VerifyResult
 
 
-@click.command(name="verify")
+@click.command(
+    name="verify", epilog=common.example("mnnq verify mobilenet.onnx mobilenet-w4.mnn --threshold 0.1")
+)
 @click.argument("reference", type=click.Path(path_type=Path))
 @click.argument("model", type=click.Path(path_type=Path))
 @click.option(
@@ -61,10 +63,6 @@ def command(
 
     ONNX runs in onnxruntime, .mnn in the real MNN runtime (`pip install mnnq[verify]`). Exit status 1 when an
     output is further off than the threshold.
-
-    \b
-    Example:
-      mnnq verify mobilenet.onnx mobilenet-w4.mnn --threshold 0.1
     """
     from mnnq.verify import verify
 

@@ -209,7 +209,8 @@ def encode(params: ParamsFile, *, text: bool) -> bytes:
     for layer in params.layers:
         _fill_layer(quant.layer.add(), layer)
     if text:
-        return (json_format.MessageToJson(pipeline, indent=1) + "\n").encode()
+        content: str = json_format.MessageToJson(pipeline, indent=1)
+        return f"{content}\n".encode()
     return bytes(pipeline.SerializeToString(deterministic=True))
 
 

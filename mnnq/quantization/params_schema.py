@@ -123,8 +123,8 @@ def pipeline_class() -> Any:
         for entry in entries:
             _add_field(messages[name], *entry)
     pool = descriptor_pool.DescriptorPool()
-    pool.Add(file)  # type: ignore[no-untyped-call]
-    return message_factory.GetMessageClass(pool.FindMessageTypeByName(f"{_PACKAGE}.Pipeline"))  # type: ignore[no-untyped-call]
+    pool.Add(file)
+    return message_factory.GetMessageClass(pool.FindMessageTypeByName(f"{_PACKAGE}.Pipeline"))
 
 
 def _add_field(message: Any, name: str, number: int, kind: str, default: str | None) -> None:
