@@ -105,9 +105,8 @@ _OPTIONAL, _REPEATED = 1, 3
 @functools.cache
 def pipeline_class() -> Any:
     """Return the message class of a whole file, ``MNN.Compression.Pipeline``."""
-    file = descriptor_pb2.FileDescriptorProto(
-        name="mnnq/compression.proto", package=_PACKAGE, syntax="proto2"
-    )
+    pb2: Any = descriptor_pb2  # its members are made at run time
+    file = pb2.FileDescriptorProto(name="mnnq/compression.proto", package=_PACKAGE, syntax="proto2")
     messages: dict[str, Any] = {}
     for name in _MESSAGES:
         outer, _, inner = name.rpartition(".")
