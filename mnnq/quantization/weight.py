@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from mnnq import _native
-from mnnq.errors import ConfigError, MnnqError, QuantizationError
+from mnnq.errors import ConfigError, MnnqError
 from mnnq.ir.model import Model, Op
 from mnnq.quantization import embedding
 from mnnq.quantization.config import BLOCK_UNIT, LayerConfig, WeightConfig
@@ -168,8 +168,6 @@ class _Run:
         except MnnqError as error:
             error.node = error.node or op.name
             raise
-        except (ValueError, OverflowError) as error:
-            raise QuantizationError(str(error), node=op.name) from error
 
     def _weights_checked(self, subgraph: str, op: Op) -> LayerReport:
         config = self.config.layer(subgraph, op.name)
@@ -289,7 +287,7 @@ class _Run:
         reason = _fallback(config.block, block, width)
         matrix = embedding.float_values(table.const).reshape(rows, width)
         try:
-            quant, stats = _native.quantize_weights(
+            codes = _native.quantize_codes(
                 matrix,
                 bits=config.bits,
                 symmetric=config.symmetric,
@@ -297,20 +295,19 @@ class _Run:
                 method=str(config.method),
                 gain_correction=config.gain_correction,
                 fp16_scales=config.fp16_scales,
-                sparse=False,
                 threads=self.config.threads,
             )
-        except ValueError as error:
-            raise QuantizationError(str(error), node=table.const.name) from error
+        except MnnqError as error:
+            error.node = error.node or table.const.name
+            raise
         del matrix
-        codes = _native.decode_weights({"common": {"outputCount": rows}, "quanParameter": quant})
-        index = (codes["codes"].astype(np.int16) + (1 << (config.bits - 1))).astype(np.uint8)
-        minimum = codes["min"]
+        stats = codes["stats"]
+        index = (codes["codes"].view(np.uint8) + np.uint8(1 << (config.bits - 1))).astype(np.uint8, copy=False)
         after = embedding.rewrite(
             table,
-            index.reshape(rows, width),
-            codes["scale"].reshape(rows, -1),
-            None if minimum is None else minimum.reshape(rows, -1),
+            index,
+            codes["scale"],
+            codes["min"],
             config.bits,
             fp16_scales=config.fp16_scales,
             fresh=self._fresh,

@@ -166,7 +166,7 @@ def int8_file(scales: tuple[float, ...], output: str = "conv", **top: Any) -> Pa
 
 
 def test_full_int8_uses_the_scales_given() -> None:
-    weight = np.float32([[0.25, -0.35, 0.05, 20], [0.3, -0.3, 0.1, -20]]).reshape(2, 4, 1, 1)
+    weight = np.float32([[0.25, -0.35, 0.05, 20], [0.3, -0.3, 0.1, -40]]).reshape(2, 4, 1, 1)
     model = mnn_models.single_conv(weight)
     result = mnnq.quantize_weights(model, bits=0, params_file=int8_file((0.1, 0.2), uuid="u"))
     op = next(op for _, op in result.weight_ops())

@@ -330,8 +330,8 @@ def test_exact_overrides_are_no_patterns() -> None:
         ("conv3x3_w8_asym", {"bits": 8}), ("conv3x3_w8_sym", {"bits": 8, "symmetric": True}),
         ("conv3x3_w4_sym", {"bits": 4, "symmetric": True}), ("conv3x3_w2_asym", {"bits": 2}),
         ("conv3x3_w3_asym", {"bits": 3}), ("conv3x3_w5_asym", {"bits": 5}), ("conv3x3_w7_asym", {"bits": 7}),
-        ("conv3x3_w4_hqq", {"bits": 4, "method": "hqq"}), ("conv3x3_w8_asym_scale16", {"bits": 8, "fp16_scales": True}),
-        ("conv3x3_fp16", {"bits": 16}), ("dw3x3_w4_asym", {"bits": 4}), ("deconv_w8_asym", {"bits": 8}),
+        ("conv3x3_w4_hqq", {"bits": 4, "method": "hqq"}),
+        ("dw3x3_w4_asym", {"bits": 4}), ("deconv_w8_asym", {"bits": 8}),
         ("tinycnn_w8_asym", {"bits": 8}), ("tblock_w4_asym_b16", {"bits": 4, "block": 16}),
     ],
 )  # fmt: skip
