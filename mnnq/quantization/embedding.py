@@ -17,6 +17,7 @@ import numpy as np
 import numpy.typing as npt
 
 from mnnq.ir.model import Op
+from mnnq.quantization.stored import aligned
 
 #: Smaller tables stay float: the operators that unpack them would cost more than they save.
 MIN_ELEMENTS = 4096
@@ -104,7 +105,7 @@ def float_values(const: Op) -> FloatArray:
     if const.params.get("dataType") == "DT_HALF":
         halves = np.asarray(const.params["uint8s"], np.uint8).view(np.dtype("<f2"))
         return halves.astype(np.float32)
-    return np.asarray(const.params["float32s"], np.float32)
+    return aligned(np.asarray(const.params["float32s"], np.float32))
 
 
 def per_byte(bits: int, width: int) -> int:

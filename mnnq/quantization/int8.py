@@ -75,7 +75,7 @@ def _make_int8(
     op: Op, weight: WeightParams, source: TensorParams, output: TensorParams, method: str
 ) -> Int8Layer:
     before = describe(op).size
-    values = float_weights(op)
+    values = float_weights(op).astype(np.float32, copy=False)
     scales = np.asarray(weight.scales, np.float32)
     if scales.size == 1:
         scales = np.repeat(scales, values.shape[0])

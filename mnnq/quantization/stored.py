@@ -13,8 +13,6 @@ import numpy.typing as npt
 from mnnq import _native
 from mnnq.ir.model import Op
 
-FloatArray = npt.NDArray[np.float32]
-
 
 class Storage(enum.Enum):
     """Kinds of storage."""
@@ -81,7 +79,7 @@ def quant_size(quant: Mapping[str, Any]) -> int:
 
 def _length(fields: Mapping[str, Any], key: str) -> int:
     value = fields.get(key)
-    return 0 if value is None else len(value)
+    return 0 if value is None else int(value.size) if isinstance(value, np.ndarray) else len(value)
 
 
 def describe(op: Op) -> StoredWeights:
@@ -134,8 +132,10 @@ def _describe_quant(op: Op, quant: Mapping[str, Any], outputs: int, kernel: int)
     )
 
 
-def float_weights(op: Op) -> FloatArray:
-    """Weights of an operator as floats ``[outputCount, n]``; a view when they are stored so.
+def float_weights(op: Op) -> npt.NDArray[Any]:
+    """Weights of an operator as floats ``[outputCount, n]``; a view of what it holds where possible.
+
+    The type is float32, or float16 or bfloat16 where a source model has that.
 
     Raises
     ------
@@ -144,6 +144,11 @@ def float_weights(op: Op) -> FloatArray:
     """
     common = op.params.get("common", {})
     plain = op.params.get("quanParameter") is None
-    flat = op.params["weight"] if plain else _native.decode_weights(op.params)["weight"]
+    weights = np.asarray(op.params["weight"] if plain else _native.decode_weights(op.params)["weight"])
     outputs = int(common.get("outputCount", 0)) or max(_length(op.params, "bias"), 1)
-    return np.asarray(flat, np.float32).reshape(outputs, -1)
+    return aligned(weights.reshape(outputs, -1))
+
+
+def aligned(array: npt.NDArray[Any]) -> npt.NDArray[Any]:
+    """The array itself, or a copy in the same order when it lies at an odd address (as in a mapped ONNX file)."""
+    return array if array.flags.aligned else array.copy(order="K")

@@ -234,7 +234,7 @@ class _Run:
             return _keep(
                 op, subgraph, stored, config, "it is quantized already; half floats would only be larger"
             )
-        matrix = float_weights(op)
+        matrix = float_weights(op).astype(np.float32, copy=False)
         error, power = _half_error(matrix)
         op.params["quanParameter"] = _native.pack_half(matrix)
         for key in ("weight", "sparseParameter"):
@@ -302,7 +302,9 @@ class _Run:
             raise
         del matrix
         stats = codes["stats"]
-        index = (codes["codes"].view(np.uint8) + np.uint8(1 << (config.bits - 1))).astype(np.uint8, copy=False)
+        index = (codes["codes"].view(np.uint8) + np.uint8(1 << (config.bits - 1))).astype(
+            np.uint8, copy=False
+        )
         after = embedding.rewrite(
             table,
             index,
