@@ -69,18 +69,31 @@ def _set_logging(_ctx: click.Context, _param: click.Parameter, count: int) -> No
         logging.basicConfig(stream=sys.stderr, level=level, format="%(levelname)s %(name)s: %(message)s")
 
 
+def print_version(ctx: click.Context, _param: click.Parameter, value: bool) -> None:
+    """Print the version and end."""
+    if value and not ctx.resilient_parsing:
+        import mnnq
+
+        click.echo(f"mnnq {mnnq.__version__}")
+        ctx.exit()
+
+
 def verbosity(function: _F) -> _F:
     """Add ``-v`` and ``--debug``."""
+    return _verbosity(function, "-v", "--verbose")
+
+
+def verbosity_without_short_form(function: _F) -> _F:
+    """Add ``--verbose`` and ``--debug``, where ``-v`` means something else."""
+    return _verbosity(function, "--verbose")
+
+
+def _verbosity(function: _F, *names: str) -> _F:
     function = click.option(
         "--debug", is_flag=True, expose_value=False, help="Show a traceback when something fails."
     )(function)
     return click.option(
-        "-v",
-        "--verbose",
-        count=True,
-        expose_value=False,
-        callback=_set_logging,
-        help="Log progress; -vv logs more.",
+        *names, count=True, expose_value=False, callback=_set_logging, help="Log progress; twice logs more."
     )(function)
 
 

@@ -13,6 +13,8 @@ from typing import NoReturn
 
 import click
 
+from mnnq.cli import common
+
 #: Commands: name -> (module, one-line help). Modules are imported only when their command runs.
 COMMANDS = {
     "quant": ("mnnq.cli.quant", "Quantize a model's weights (ONNX or .mnn) and write a .mnn file."),
@@ -45,21 +47,18 @@ class _LazyGroup(click.Group):
             formatter.write_dl([(name, text) for name, (_, text) in COMMANDS.items()])
 
 
-def _version(ctx: click.Context, _param: click.Parameter, value: bool) -> None:
-    if value and not ctx.resilient_parsing:
-        import mnnq
-
-        click.echo(f"mnnq {mnnq.__version__}")
-        ctx.exit()
-
-
 @click.group(
     cls=_LazyGroup,
     context_settings={"help_option_names": ["-h", "--help"]},
-    epilog="\b\nExample:\n  mnnq quant resnet50.onnx --bits 4 --block 64 -o resnet50-w4.mnn",
+    epilog=common.example("mnnq quant resnet50.onnx --bits 4 --block 64 -o resnet50-w4.mnn"),
 )
 @click.option(
-    "--version", is_flag=True, expose_value=False, is_eager=True, callback=_version, help="Show the version."
+    "--version",
+    is_flag=True,
+    expose_value=False,
+    is_eager=True,
+    callback=common.print_version,
+    help="Show the version.",
 )
 def cli() -> None:
     """Compress trained neural networks into MNN files."""

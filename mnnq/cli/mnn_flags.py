@@ -45,6 +45,7 @@ class _Ignored:
 
 
 _UNSUPPORTED = (
+    _Unsupported("--benchmarkModel", "0", "weights are always written"),
     _Unsupported("--splitBlockQuant", "0", "block-quantized layers are written as single operators"),
     _Unsupported("--convertMatmulToConv", "1", "linear layers are always written as 1x1 convolutions"),
     _Unsupported(
@@ -164,8 +165,12 @@ def _print_operators(ctx: click.Context, _param: click.Parameter, value: bool) -
     "--allow-unmatched", is_flag=True, help="Entries of the parameter file that match no layer are a warning."
 )
 @_add_tables
+@click.option(
+    "-v", "--version", is_flag=True, expose_value=False, is_eager=True, callback=common.print_version,
+    help="Show the version.",
+)  # fmt: skip
 @common.json_option
-@common.verbosity
+@common.verbosity_without_short_form
 def command(**options: Any) -> None:
     """Convert and quantize with the options of MNN's converter.
 

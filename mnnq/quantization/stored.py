@@ -117,16 +117,18 @@ def _describe_quant(op: Op, quant: Mapping[str, Any], outputs: int, kernel: int)
         size = quant_size(quant)
         return StoredWeights(Storage.HALF, (outputs, size // 2 // outputs), kernel, 16, False, None, size)
     weights = _native.decode_weights(op.params)
-    blocks = weights["rows"] // outputs
-    row = weights["row_len"] * blocks
-    block = weights["row_len"] // kernel if blocks > 1 else None
+    rows, row_len, bits = weights["rows"], weights["row_len"], weights["bits"]
+    assert rows is not None
+    assert row_len is not None
+    assert bits is not None
+    blocks = max(rows // outputs, 1)
     return StoredWeights(
         Storage.CODES,
-        (outputs, row),
+        (outputs, row_len * blocks),
         kernel,
-        weights["bits"],
+        bits,
         weights["min"] is None,
-        block,
+        row_len // kernel if blocks > 1 else None,
         quant_size(quant),
         quant.get("scaleStorage") == "FP16",
     )

@@ -233,7 +233,9 @@ def _per_group(b: Lowering, x: str, spec: _Conv, out: str | None) -> str:
     inputs = emit.split(b, x, 1, [spec.weight_shape[1]] * spec.group, stem + "__split")
     shape = (step, *spec.weight_shape[1:])
     weights = _rows(b, spec.weight, spec.group, step, stem + "__weight")
-    biases = [None] * spec.group if spec.bias is None else _rows(b, spec.bias, spec.group, step, stem + "__bias")
+    biases = (
+        [None] * spec.group if spec.bias is None else _rows(b, spec.bias, spec.group, step, stem + "__bias")
+    )
     parts = [
         _emit_2d(
             b, part, _Conv(spec.window, 1, weights[i], biases[i], shape), "Convolution",
@@ -298,7 +300,10 @@ def constant_weight(
     if vector.size != channels:
         msg = f"bias of {vector.size} values for {channels} channels"
         raise Unsupported(msg)
-    return {"weight": np.ascontiguousarray(weight, np.float32).reshape(-1), "bias": vector}
+    if weight.dtype not in (np.float32, np.float16) and weight.dtype.name != "bfloat16":
+        weight = weight.astype(np.float32)
+    # Not flattened: a transposed view costs nothing, and the quantizer reads it in place.
+    return {"weight": weight, "bias": vector}
 
 
 # -- three spatial axes: the depth taps become channels of one 2-D convolution over planes
@@ -328,11 +333,11 @@ def _conv_3d_groups(b: Lowering, x: str, spec: _Conv, out: str | None) -> str:
     inputs = emit.split(b, x, 1, [spec.weight_shape[1]] * spec.group, stem + "__split")
     shape = (step, *spec.weight_shape[1:])
     weights = _rows(b, spec.weight, spec.group, step, stem)
-    biases = [None] * spec.group if spec.bias is None else _rows(b, spec.bias, spec.group, step, stem + "__bias")
+    biases = (
+        [None] * spec.group if spec.bias is None else _rows(b, spec.bias, spec.group, step, stem + "__bias")
+    )
     parts = [
-        _conv_3d(
-            b, part, _Conv(spec.window, 1, weights[i], biases[i], shape), b.fresh(f"{stem}__group__{i}")
-        )
+        _conv_3d(b, part, _Conv(spec.window, 1, weights[i], biases[i], shape), b.fresh(f"{stem}__group__{i}"))
         for i, part in enumerate(inputs)
     ]
     return emit.concat(b, parts, 1, out)
