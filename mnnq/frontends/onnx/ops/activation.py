@@ -157,7 +157,8 @@ def clip(b: Lowering, node: Node) -> None:
     constant = all(a is not None and a.size == 1 for n, a in zip(bounds, arrays, strict=True) if n)
     if b.is_float(x) and constant:
         low, high = (
-            None if a is None else float(np.clip(a.reshape(()), -emit.FLOAT_MAX, emit.FLOAT_MAX)) for a in arrays
+            None if a is None else float(np.clip(a.reshape(()), -emit.FLOAT_MAX, emit.FLOAT_MAX))
+            for a in arrays
         )
         if low is None or high is None or low <= high:
             emit.clip(b, x, low, high, out)

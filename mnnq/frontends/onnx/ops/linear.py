@@ -99,9 +99,7 @@ def gemm(b: Lowering, node: Node) -> None:
             raise Unsupported(msg)
         result = integer_matmul(b, x, y, last)
     else:
-        result = emit.matmul(
-            b, x, y, last, trans_x=bool(attrs["transA"]), trans_y=bool(attrs["transB"])
-        )
+        result = emit.matmul(b, x, y, last, trans_x=bool(attrs["transA"]), trans_y=bool(attrs["transB"]))
     if alpha != 1:
         result = b.binary("MUL", result, emit.scalar_like(b, x, alpha), out if added is None else None)
     if added is not None:
