@@ -1,12 +1,13 @@
 //! Vectors of numbers: NumPy arrays to the format's [`Numbers`] and back.
 
+use std::borrow::Cow;
 use std::sync::Arc;
 
 use bytes::Bytes;
 use mnnq_format::model::{Number, Numbers, PayloadSource};
 use mnnq_format::schema::ScalarType;
 use mnnq_format::{FormatError, Problem};
-use numpy::{Element, PyArray1, PyArrayMethods, PyUntypedArrayMethods};
+use numpy::{Element, PyArray1, PyArrayMethods, PyReadonlyArrayDyn, PyUntypedArrayMethods};
 use pyo3::prelude::*;
 use pyo3::pybacked::PyBackedBytes;
 use pyo3::types::PyBytes;
@@ -136,6 +137,16 @@ pub(crate) fn describe(value: &Bound<'_, PyAny>) -> String {
     array()
         .or_else(|_| value.get_type().name().map(|name| name.to_string()))
         .unwrap_or_else(|_| "?".to_owned())
+}
+
+/// The elements in row-major order, borrowed where they lie so.
+///
+/// (`PyReadonlyArray::as_slice` also accepts column-major arrays, in their order in memory.)
+pub(crate) fn row_major<'a, T: Element + Copy>(array: &'a PyReadonlyArrayDyn<'_, T>) -> Cow<'a, [T]> {
+    match array.as_slice() {
+        Ok(slice) if array.is_c_contiguous() => Cow::Borrowed(slice),
+        _ => Cow::Owned(array.as_array().iter().copied().collect()),
+    }
 }
 
 /// An array whose content is read, under the interpreter lock, when the model is written.
