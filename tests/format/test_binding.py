@@ -149,7 +149,7 @@ def test_a_union_needs_its_type_and_its_value() -> None:
 def test_floats_that_do_not_fit_are_refused() -> None:
     net = small()
     net["oplists"][1]["main"]["quanParameter"] = {"quantScale": 1e300}
-    with pytest.raises(FormatError, match="1e300 does not fit float32|10000.* does not fit float32"):
+    with pytest.raises(FormatError, match="does not fit float32"):
         _native.model_to_bytes(net)
 
 
@@ -180,19 +180,15 @@ def test_damaged_files_name_file_and_field(tmp_path: Path) -> None:
 def test_every_truncation_is_refused() -> None:
     content = _native.model_to_bytes(small())
     _native.validate(content)
-    accepted = 0
-    for length in range(len(content)):
-        try:
+    # Only padding at the end can be missing.
+    for length in range(len(content) - 3):
+        with pytest.raises(FormatError):
             _native.validate(content[:length])
-            accepted += 1
-        except FormatError:
-            pass
-    assert accepted < 4, "only padding at the end can be missing"
 
 
 def test_unknown_storage_is_unsupported() -> None:
     conv = convolution({"quanParameter": {"type": 9, "buffer": b"", "alpha": [1.0]}})
-    with pytest.raises(UnsupportedError, match="quanParameter.type: weight storage type 9"):
+    with pytest.raises(UnsupportedError, match=r"quanParameter\.type: weight storage type 9"):
         _native.decode_weights(conv)
 
 

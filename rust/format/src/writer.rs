@@ -100,20 +100,13 @@ fn write_temporary(
         use std::os::unix::fs::PermissionsExt;
         builder.permissions(std::fs::Permissions::from_mode(0o666));
     }
-    let file = builder.tempfile_in(folder).map_err(|error| FormatError::io("create", path, plain(error)))?;
+    let file = builder.tempfile_in(folder).map_err(|error| FormatError::io("create", path, error))?;
     let failed = |error| FormatError::io("write", path, error);
     let mut writer = BufWriter::with_capacity(1 << 16, file);
     fill(&mut |bytes| writer.write_all(bytes).map_err(failed))?;
     let file = writer.into_inner().map_err(|error| failed(error.into_error()))?;
     file.as_file().sync_all().map_err(failed)?;
     Ok(file)
-}
-
-/// The error of the operating system inside the one of the tempfile crate, which speaks of a name nobody knows.
-fn plain(error: std::io::Error) -> std::io::Error {
-    let inner = error.get_ref().and_then(|wrapper| wrapper.source());
-    let code = inner.and_then(|inner| inner.downcast_ref::<std::io::Error>()).and_then(|e| e.raw_os_error());
-    code.map_or(error, std::io::Error::from_raw_os_error)
 }
 
 fn persist(file: NamedTempFile, path: &Path) -> Result<()> {
