@@ -1,12 +1,14 @@
 //! Vectors of numbers: NumPy arrays to the format's [`Numbers`] and back.
 
+use std::borrow::Cow;
 use std::sync::Arc;
 
 use bytes::Bytes;
 use mnnq_format::model::{Number, Numbers, PayloadSource};
 use mnnq_format::schema::ScalarType;
 use mnnq_format::{FormatError, Problem};
-use numpy::{Element, PyArray1, PyArrayMethods, PyUntypedArrayMethods};
+use numpy::ndarray::Dimension;
+use numpy::{Element, PyArray1, PyArrayMethods, PyReadonlyArray, PyReadonlyArray1, PyUntypedArrayMethods};
 use pyo3::prelude::*;
 use pyo3::pybacked::PyBackedBytes;
 use pyo3::types::PyBytes;
@@ -91,8 +93,8 @@ fn bools(value: &Bound<'_, PyAny>) -> Result<Numbers, ArrayError> {
 fn shared<T: Number + Element>(array: &Bound<'_, PyArray1<T>>) -> Result<Numbers, ArrayError> {
     let byte_len = array.len().saturating_mul(size_of::<T>());
     if !array.is_contiguous() || cfg!(target_endian = "big") {
-        let values: Vec<T> = array.try_readonly().map_err(PyErr::from)?.as_array().iter().copied().collect();
-        return Ok(values.into());
+        let values = array.try_readonly().map_err(PyErr::from)?;
+        return Ok(row_major(&values)?.into_owned().into());
     }
     // As bytes: an array over a mapped file may start at any address, and only bytes may be read from there.
     let bytes = array.call_method1("view", ("uint8",))?;
@@ -139,6 +141,23 @@ pub(crate) fn describe(value: &Bound<'_, PyAny>) -> String {
     array()
         .or_else(|_| value.get_type().name().map(|name| name.to_string()))
         .unwrap_or_else(|_| "?".to_owned())
+}
+
+/// The elements in row-major order, borrowed where they lie so.
+///
+/// (`PyReadonlyArray::as_slice` also accepts column-major arrays, in their order in memory.) Arrays over mapped files
+/// may be misaligned; those are copied by NumPy, which may read them.
+pub(crate) fn row_major<'a, T: Element + Copy, D: Dimension>(
+    array: &'a PyReadonlyArray<'_, T, D>,
+) -> PyResult<Cow<'a, [T]>> {
+    match array.as_slice() {
+        Ok(slice) if array.is_c_contiguous() => Ok(Cow::Borrowed(slice)),
+        _ => {
+            let copy = array.call_method1("flatten", ("C",))?;
+            let copy: PyReadonlyArray1<'_, T> = copy.extract().map_err(PyErr::from)?;
+            Ok(Cow::Owned(copy.as_slice().map_err(PyErr::from)?.to_vec()))
+        }
+    }
 }
 
 /// The bytes of an array, read under the interpreter lock when the model is written.

@@ -52,7 +52,8 @@ pub(crate) fn from_format(py: Python<'_>, error: FormatError, file: Option<&Path
                     .unwrap_or_else(|_| source.to_string());
                 PyOSError::new_err((number, text, path.display().to_string()))
             }
-            None => PyOSError::new_err(error.to_string()),
+            // Without a number, the kind still says which subclass.
+            None => PyErr::from(std::io::Error::new(source.kind(), error.to_string())),
         },
         FormatError::Invalid { problem, .. } if problem.is_unsupported() => {
             unsupported(py, &error.to_string(), file)

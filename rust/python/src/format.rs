@@ -1,5 +1,6 @@
 //! Models as nested dictionaries, and the weights in them.
 
+use std::borrow::Cow;
 use std::path::{Path, PathBuf};
 
 use mnnq_format::external::{map_side_file, read_file, resolve};
@@ -16,7 +17,7 @@ use pyo3::prelude::*;
 use pyo3::pybacked::PyBackedBytes;
 use pyo3::types::{PyBool, PyBytes, PyDict, PyList, PyMapping, PySequence, PyString};
 
-use crate::arrays::{ArrayError, describe, to_array, to_numbers};
+use crate::arrays::{ArrayError, describe, row_major, to_array, to_numbers};
 use crate::errors::{Place, from_format, raise};
 
 /// Adds the functions of this module.
@@ -320,12 +321,9 @@ fn encode_weights<'py>(
             format!("shape {:?}, wanted {rows} rows as `scale` has, or a flat array", codes.shape());
         return Err(raise(py, "FormatError", &message, &Place { file: None, key: Some("codes") }));
     }
-    let codes: Vec<i8> = match codes.as_slice() {
-        Ok(slice) => slice.to_vec(),
-        Err(_) => codes.as_array().iter().copied().collect(),
-    };
-    let scale: Vec<f32> = scale.as_array().iter().copied().collect();
-    let min: Option<Vec<f32>> = min.map(|min| min.as_array().iter().copied().collect());
+    let codes = row_major(&codes)?.into_owned();
+    let scale = row_major(&scale)?.into_owned();
+    let min = min.map(|min| row_major(&min).map(Cow::into_owned)).transpose()?;
     let scales = if fp16_scales { ScaleStorage::F16 } else { ScaleStorage::F32 };
     let table = py.detach(|| {
         let weights = QuantizedWeights::new(bits, codes, scale, min)?;
@@ -342,10 +340,7 @@ fn encode_weights<'py>(
 ///     float32, any shape; clamped to ±65504 and rounded to nearest even.
 #[pyfunction]
 fn pack_half<'py>(py: Python<'py>, weight: PyReadonlyArrayDyn<'py, f32>) -> PyResult<Bound<'py, PyDict>> {
-    let table = match weight.as_slice() {
-        Ok(slice) => half_table(slice),
-        Err(_) => half_table(&weight.as_array().iter().copied().collect::<Vec<f32>>()),
-    };
+    let table = half_table(&row_major(&weight)?);
     to_dict(py, &table)
 }
 

@@ -1,4 +1,5 @@
-//! Writes seeds for the target `model_reader` to `corpus/model_reader` in the current directory.
+//! Writes seeds for the target `model_reader` to `corpus/model_reader` in the current directory:
+//! `cargo run --example seed_corpus` in `fuzz/`.
 
 use std::path::Path;
 
