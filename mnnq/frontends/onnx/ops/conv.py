@@ -376,9 +376,12 @@ def conv_transpose(b: Lowering, node: Node) -> None:
     """``ConvTranspose`` of one, two or three spatial axes."""
     attrs = attributes(node, **CONV_ATTRS, output_padding=None, output_shape=None)
     x, out = node.input(0), node.outputs[0]
-    weight = b.need_constant(node, 1, "the weight of a transposed convolution").astype(np.float32)
+    weight = _float_operand(b, node.input(1))
     bias = _float_operand(b, node.input(2)) if node.has_input(2) else None
-    kernel = weight.shape[2:]
+    kernel = (b.static_shape(node.input(1)) or ())[2:]
+    if not kernel:
+        msg = "the shape of the weight is unknown"
+        raise Unsupported(msg)
     if attrs["kernel_shape"] is not None and tuple(attrs["kernel_shape"]) != kernel:
         msg = f"kernel_shape {attrs['kernel_shape']} differs from the weight's {list(kernel)}"
         raise Unsupported(msg)
@@ -386,11 +389,57 @@ def conv_transpose(b: Lowering, node: Node) -> None:
     spatial = (None,) * len(kernel) if shape is None else shape[2:]
     win, extra = transposed_window(attrs, kernel, spatial)
     group = int(attrs["group"])
+    if isinstance(weight, str):
+        emit_dynamic_deconv(b, x, weight, bias, win, extra, group, out)
+        return
     if isinstance(bias, str):
         plain = emit_deconv(b, x, weight, None, win, extra, group, _inner(b, out))
         b.binary("ADD", plain, b.reshape(bias, [1, -1, *[1] * len(kernel)]), out)
         return
     emit_deconv(b, x, weight, bias, win, extra, group, out)
+
+
+def emit_dynamic_deconv(
+    b: Lowering,
+    x: str,
+    weight: str,
+    bias: npt.NDArray[Any] | str | None,
+    win: Window,
+    extra: tuple[int, ...],
+    group: int,
+    out: str,
+) -> None:
+    """A transposed convolution whose weight is computed at run time, of one or two spatial axes."""
+    if len(win.kernel) == 1:
+        wide = _inner(b, out) or ""
+        emit_dynamic_deconv(
+            b, emit.unsqueeze(b, x, [3]), emit.unsqueeze(b, weight, [3]), bias, win.widened(), (*extra, 0), group, wide
+        )  # fmt: skip
+        emit.squeeze(b, wide, [3], out)
+        return
+    shape = b.static_shape(weight) or ()
+    if len(win.kernel) != 2 or shape[0] % group:
+        msg = f"a transposed convolution of {len(win.kernel)} axes with a weight computed at run time"
+        raise Unsupported(msg)
+    depth, channels = shape[0] // group, shape[1]
+    inputs = emit.split(b, x, 1, [depth] * group, out + "__split")
+    weights = emit.split(b, weight, 0, [depth] * group, out + "__weight")
+    more = {"outPads": np.asarray(extra, np.int32)} if any(extra) else {}
+    parts = []
+    for part, kernel in zip(inputs, weights, strict=True):
+        spec = Conv(win, 1, kernel, None, (channels, depth, *win.kernel))
+        zero = b.const(np.zeros(channels, np.float32))
+        last = out if group == 1 and bias is None else None
+        parts.append(
+            b.emit(
+                "Deconvolution", [part, kernel, zero], last, param_type="Convolution2D",
+                info=ValueInfo(np.dtype(np.float32), (None,) * 4), common=_common(spec, **more),
+            )
+        )  # fmt: skip
+    result = parts[0] if group == 1 else emit.concat(b, parts, 1, out if bias is None else None)
+    if bias is not None:
+        offset = b.reshape(bias, [1, -1, 1, 1]) if isinstance(bias, str) else b.const(bias.reshape(1, -1, 1, 1))
+        b.binary("ADD", result, offset, out)
 
 
 def transposed_window(

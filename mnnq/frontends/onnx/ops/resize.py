@@ -191,6 +191,11 @@ def _interp_dynamic(b: Lowering, node: Node, attrs: dict[str, Any]) -> None:
     exact_nearest = mode != "nearest" or attrs["nearest_mode"] in ("floor", "round_prefer_floor")
     exact_cubic = mode != "cubic" or ctm in ("align_corners", "asymmetric")
     plain = not (attrs["antialias"] or attrs["exclude_outside"]) and attrs["keep_aspect_ratio_policy"] == "stretch"
+    scales = b.constant(node.input(2)) if node.has_input(2) else None
+    whole = scales is not None and bool((scales == np.rint(scales)).all())
+    if ctm == "align_corners" and not node.has_input(3) and not whole:
+        msg = "align_corners with fractional scales over sizes that are not known: give the input shape"
+        raise Unsupported(msg)
     if not (plain and exact_nearest and exact_cubic and ctm in _CTM and b.rank(x) == 4 and b.is_float(x)):
         msg = f"mode {mode!r}, {ctm!r} with these attributes over sizes that are not known: give the input shape"
         raise Unsupported(msg)

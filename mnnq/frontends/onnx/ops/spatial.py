@@ -39,12 +39,24 @@ def depth_to_space(b: Lowering, node: Node) -> None:
 def space_to_depth(b: Lowering, node: Node) -> None:
     """``SpaceToDepth``, the inverse of ``DepthToSpace`` in DCR order."""
     attrs = attributes(node, blocksize=0, mode="DCR")
+    block, x = int(attrs["blocksize"]), node.input(0)
+    if attrs["mode"] == "CRD":
+        n, c, h, w = ((x, i) for i in range(4))
+        height, width = emit.known_dim(b, h), emit.known_dim(b, w)
+        if height is None or width is None:
+            msg = "mode 'CRD' over sizes that are not known: give the input shape"
+            raise Unsupported(msg)
+        cut = emit.reshape_to(b, x, [n, c, height // block, block, width // block, block])
+        moved = b.permute(cut, [0, 1, 3, 5, 2, 4])
+        channels = emit.known_dim(b, c)
+        depth = -1 if channels is None else channels * block**2
+        emit.reshape_to(b, moved, [n, depth, height // block, width // block], node.outputs[0])
+        return
     if attrs["mode"] != "DCR":
         msg = f"mode {attrs['mode']!r}"
         raise Unsupported(msg)
-    block = int(attrs["blocksize"])
     b.emit(
-        "SpaceToDepth", [node.input(0)], node.outputs[0], param_type="DepthSpaceParam", blockSize=block, mode="DCR"
+        "SpaceToDepth", [x], node.outputs[0], param_type="DepthSpaceParam", blockSize=block, mode="DCR"
     )
 
 
