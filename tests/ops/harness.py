@@ -33,7 +33,9 @@ def check(
     """Fail unless the converted model computes the reference's values and shapes in the real runtime."""
     expected = expected or reference(proto, feeds)
     model = convert_onnx(proto)
-    got = runtime.run(to_bytes(model), {name: _widened(array) for name, array in feeds.items()}, list(expected))
+    got = runtime.run(
+        to_bytes(model), {name: _widened(array) for name, array in feeds.items()}, list(expected)
+    )
     for name, want in expected.items():
         have = got[name]
         assert have.shape == want.shape, f"{name}: shape {have.shape}, want {want.shape}"

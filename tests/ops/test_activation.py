@@ -24,10 +24,33 @@ _TIES = np.array([0, -0.0, 0.5, -0.5, 1.5, 2.5, -2.5, 3.5, 2**23 + 1, 2**22 + 0.
 _X = np.concatenate([_f(40) * 4, _TIES]).reshape(5, 10)
 _SPECIAL = np.array([np.nan, np.inf, -np.inf, 1, 0, -3], np.float32)
 
-_PLAIN = (
-    "Abs Neg Sign Floor Ceil Round Sigmoid Tanh Erf HardSwish Atan Relu LeakyRelu Elu Selu Celu ThresholdedRelu "
-    "HardSigmoid Gelu Mish Softplus Softsign Shrink IsNaN IsInf"
-).split()
+_PLAIN = [
+    "Abs",
+    "Neg",
+    "Sign",
+    "Floor",
+    "Ceil",
+    "Round",
+    "Sigmoid",
+    "Tanh",
+    "Erf",
+    "HardSwish",
+    "Atan",
+    "Relu",
+    "LeakyRelu",
+    "Elu",
+    "Selu",
+    "Celu",
+    "ThresholdedRelu",
+    "HardSigmoid",
+    "Gelu",
+    "Mish",
+    "Softplus",
+    "Softsign",
+    "Shrink",
+    "IsNaN",
+    "IsInf",
+]
 _DOMAINS = {
     "Sin": (-10, 10), "Cos": (-10, 10), "Tan": (-1.4, 1.4), "Sinh": (-8, 8), "Cosh": (-8, 8), "Exp": (-10, 10),
     "Asinh": (-10, 10), "Asin": (-0.95, 0.95), "Acos": (-0.95, 0.95), "Atanh": (-0.95, 0.95), "Acosh": (1, 9),
@@ -54,7 +77,12 @@ def _unary_cases() -> Iterator[Case]:
     yield case("plain", "Swish", {"x": _X}, opset=24)
     yield case("alpha", "Swish", {"x": _X}, opset=24, alpha=1.5)
     yield case("special", "IsNaN", {"x": _SPECIAL}, opset=20)
-    for signs in ({}, {"detect_negative": 0}, {"detect_positive": 0}, {"detect_negative": 0, "detect_positive": 0}):
+    for signs in (
+        {},
+        {"detect_negative": 0},
+        {"detect_positive": 0},
+        {"detect_negative": 0, "detect_positive": 0},
+    ):
         yield case(f"special-{signs}", "IsInf", {"x": _SPECIAL}, opset=20, **signs)
 
 
@@ -103,7 +131,7 @@ def _softmax_cases() -> Iterator[Case]:
             for opset in (11, 13):
                 yield case(f"{axis}-{opset}", op, {"x": x}, axis=axis, opset=opset, oracle="onnxruntime")
             yield case(f"{axis}-symbolic", op, {"x": x}, axis=axis, shapes={"x": symbols(x)})
-    yield case("large", "LogSoftmax", {"x": x * np.float32(1e4)}, axis=-1)
+    yield case("large", "LogSoftmax", {"x": x * np.float32(1e4)}, axis=-1, oracle="onnxruntime")
 
 
 @parametrize(_softmax_cases())

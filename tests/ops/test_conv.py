@@ -50,7 +50,9 @@ def _conv_cases() -> Iterator[Case]:
         options = {"oracle": "onnxruntime", "rtol": 1e-3, **attrs}
         yield case(label, "Conv", {"x": x}, {"w": w, "b": bias}, **options)
         yield case(f"{label}-no-bias", "Conv", {"x": x}, {"w": w}, **options)
-        yield case(f"{label}-run-time-bias", "Conv", {"x": x, "b": bias}, {"w": w}, order=["x", "w", "b"], **options)
+        yield case(
+            f"{label}-run-time-bias", "Conv", {"x": x, "b": bias}, {"w": w}, order=["x", "w", "b"], **options
+        )
         if attrs.get("auto_pad") != "SAME_LOWER":
             shapes = {"x": symbols(x, keep=[1])}
             yield case(f"{label}-symbolic", "Conv", {"x": x}, {"w": w, "b": bias}, shapes=shapes, **options)
@@ -93,7 +95,12 @@ def _transposed_cases() -> Iterator[Case]:
         yield case(label, "ConvTranspose", {"x": x}, {"w": w, "b": bias}, **options)
         yield case(f"{label}-no-bias", "ConvTranspose", {"x": x}, {"w": w}, **options)
         yield case(
-            f"{label}-run-time-bias", "ConvTranspose", {"x": x, "b": bias}, {"w": w}, order=["x", "w", "b"], **options
+            f"{label}-run-time-bias",
+            "ConvTranspose",
+            {"x": x, "b": bias},
+            {"w": w},
+            order=["x", "w", "b"],
+            **options,
         )
         if len(shape) < 5:
             yield case(f"{label}-run-time-weight", "ConvTranspose", {"x": x, "w": w, "b": bias}, **options)
@@ -107,7 +114,12 @@ def test_conv_transpose(case: Case, mnn_runtime: MnnRuntime) -> None:
 def test_same_lower_over_unknown_sizes_is_refused() -> None:
     x = _f(1, 3, 8, 8)
     proto = single(
-        "Conv", {"x": x}, {"w": _f(4, 3, 2, 2)}, auto_pad="SAME_LOWER", strides=[2, 2], shapes={"x": symbols(x, keep=[1])}
+        "Conv",
+        {"x": x},
+        {"w": _f(4, 3, 2, 2)},
+        auto_pad="SAME_LOWER",
+        strides=[2, 2],
+        shapes={"x": symbols(x, keep=[1])},
     )
     with pytest.raises(UnsupportedError, match="SAME_LOWER"):
         convert_onnx(proto)

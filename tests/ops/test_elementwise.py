@@ -33,7 +33,18 @@ def _data(dtype: Any, *shape: int, low: int = -20, high: int = 20) -> np.ndarray
 
 
 def _arithmetic_cases() -> Iterator[Case]:
-    operators = ("Add", "Sub", "Mul", "Div", "Mod", "Equal", "Greater", "Less", "GreaterOrEqual", "LessOrEqual")
+    operators = (
+        "Add",
+        "Sub",
+        "Mul",
+        "Div",
+        "Mod",
+        "Equal",
+        "Greater",
+        "Less",
+        "GreaterOrEqual",
+        "LessOrEqual",
+    )
     for op in operators:
         for dtype in _TYPES:
             for first, second in _SHAPES:
@@ -96,7 +107,9 @@ def _logic_cases() -> Iterator[Case]:
     for dtype in (np.uint8, np.uint16, np.uint32, np.uint64):
         values, amounts = np.array([16, 4, 1, 255], dtype), np.array([1, 2, 3, 1], dtype)
         for direction in ("LEFT", "RIGHT"):
-            yield case(f"{direction}-{dtype.__name__}", "BitShift", {"a": values, "b": amounts}, direction=direction)
+            yield case(
+                f"{direction}-{dtype.__name__}", "BitShift", {"a": values, "b": amounts}, direction=direction
+            )
             label = f"{direction}-{dtype.__name__}-constant"
             yield case(label, "BitShift", {"a": values}, {"b": amounts}, direction=direction)
 
@@ -184,7 +197,9 @@ def test_float8_is_refused() -> None:
 
 
 def test_unknown_attribute_is_refused() -> None:
-    graph = Graph("test", 23, inputs=["a"], outputs=["y"], values={"a": ValueInfo(np.dtype(np.float32), (3,))})
+    graph = Graph(
+        "test", 23, inputs=["a"], outputs=["y"], values={"a": ValueInfo(np.dtype(np.float32), (3,))}
+    )
     graph.nodes = [Node("Add", ["a", "a"], ["y"], {"surprise": 1})]
     with pytest.raises(UnsupportedError, match="surprise"):
         lower(graph)
