@@ -51,8 +51,11 @@ class Window:
 
     def of(self, axes: Sequence[int]) -> Window:
         """The window over some of the axes."""
-        fields = (self.kernel, self.strides, self.dilations, self.begins, self.ends)
-        return Window(*(tuple(f[a] for a in axes) for f in fields), same=self.same)
+        kernel, strides, dilations, begins, ends = (
+            tuple(values[a] for a in axes)
+            for values in (self.kernel, self.strides, self.dilations, self.begins, self.ends)
+        )
+        return Window(kernel, strides, dilations, begins, ends, self.same)
 
     def widened(self) -> Window:
         """A 1-D window as 2-D over a last axis of size 1."""
@@ -125,10 +128,12 @@ class Conv:
 
     @property
     def out_channels(self) -> int:
+        """Output channels of all groups."""
         return self.weight_shape[0]
 
     @property
     def in_channels(self) -> int:
+        """Input channels of all groups."""
         return self.weight_shape[1] * self.group
 
 

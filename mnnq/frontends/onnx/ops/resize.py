@@ -169,7 +169,8 @@ def _interp_indices(p: _Axis, attrs: dict[str, Any]) -> npt.NDArray[np.int64]:
         offset = np.float32(0.5) * step - np.float32(0.5)
     x = np.arange(p.out, dtype=np.float32) * step + offset
     shift = np.float32(0 if attrs["nearest_mode"] == "floor" else 0.499)
-    return np.clip(np.floor(x + shift), 0, p.size - 1).astype(np.int64)
+    positions: npt.NDArray[np.int64] = np.clip(np.floor(x + shift), 0, p.size - 1).astype(np.int64)
+    return positions
 
 
 def _interp(
