@@ -280,8 +280,8 @@ def compare(b: Lowering, kind: str, x: str, y: str, out: str | None = None) -> s
     if kind == "LESS":
         return compare(b, "GREATER", y, x, out)
     if kind == "EQUAL" and b.is_float(x):
-        both = [compare(b, k, x, y) for k in ("GREATER_EQUAL", "LESS_EQUAL")]
-        return b.binary("MUL", *both, out)
+        not_less, not_greater = (compare(b, k, x, y) for k in ("GREATER_EQUAL", "LESS_EQUAL"))
+        return b.binary("MUL", not_less, not_greater, out)
     shape = broadcast_dims(b.shape(x), b.shape(y))
     if b.is_float(x):
         x = _one_sided(b, x, y, shape)

@@ -1,7 +1,7 @@
 """From the graph with ONNX semantics to MNN operators.
 
 Inside the MNN graph every integer and boolean tensor is INT32 and every floating tensor FLOAT, whatever the
-ONNX type: the real runtime computes little else. 64-bit constants are clamped to +-2**30, MNN's own
+ONNX type: the real runtime computes little else. Constants beyond 32 bits become +-2**30, MNN's own
 convention, so that "to the end" sentinels survive additions.
 """
 
@@ -18,7 +18,7 @@ from mnnq.frontends.onnx import registry
 from mnnq.ir.graph import Dim, Graph, Node, ValueInfo
 from mnnq.ir.model import Model, Op, SubGraph
 
-#: Bound of integer constants in the file (MNN clamps 64-bit values so).
+#: What integer constants beyond 32 bits become (MNN clamps 64-bit values so).
 INT_LIMIT = 1 << 30
 
 
@@ -44,8 +44,7 @@ def blob(array: npt.NDArray[Any]) -> dict[str, Any]:
             "float32s": _flat(array.astype(np.float32, copy=False)),
         }
     elif array.dtype.kind in "iub":
-        clamped = array if array.dtype.itemsize < 4 else np.clip(array, -INT_LIMIT, INT_LIMIT)
-        params = {"dataType": "DT_INT32", "int32s": _flat(clamped.astype(np.int32))}
+        params = {"dataType": "DT_INT32", "int32s": _flat(_int32(array))}
     else:
         msg = f"constant of type {array.dtype}"
         raise Unsupported(msg)
@@ -53,6 +52,16 @@ def blob(array: npt.NDArray[Any]) -> dict[str, Any]:
     if array.ndim:
         params["dims"] = np.asarray(array.shape, dtype=np.int32)
     return params
+
+
+def _int32(array: npt.NDArray[Any]) -> npt.NDArray[np.int32]:
+    """Integers or bools as int32; what does not fit becomes +-`INT_LIMIT`."""
+    if array.dtype.kind == "b" or np.can_cast(array.dtype, np.int32):
+        return array.astype(np.int32)
+    bounds = np.iinfo(np.int32)
+    fits = (array >= bounds.min) & (array <= bounds.max)
+    clamped = np.clip(array, -INT_LIMIT if array.dtype.kind == "i" else 0, INT_LIMIT)
+    return np.where(fits, array, clamped).astype(np.int32)
 
 
 def _flat(array: npt.NDArray[Any]) -> npt.NDArray[Any]:

@@ -51,8 +51,11 @@ class Window:
 
     def of(self, axes: Sequence[int]) -> Window:
         """The window over some of the axes."""
-        fields = (self.kernel, self.strides, self.dilations, self.begins, self.ends)
-        return Window(*(tuple(f[a] for a in axes) for f in fields), same=self.same)
+        kernel, strides, dilations, begins, ends = (
+            tuple(values[a] for a in axes)
+            for values in (self.kernel, self.strides, self.dilations, self.begins, self.ends)
+        )
+        return Window(kernel, strides, dilations, begins, ends, self.same)
 
     def widened(self) -> Window:
         """A 1-D window as 2-D over a last axis of size 1."""
@@ -125,10 +128,12 @@ class Conv:
 
     @property
     def out_channels(self) -> int:
+        """Output channels of all groups."""
         return self.weight_shape[0]
 
     @property
     def in_channels(self) -> int:
+        """Input channels of all groups."""
         return self.weight_shape[1] * self.group
 
 
@@ -234,7 +239,9 @@ def _per_group(b: Lowering, x: str, spec: Conv, out: str | None) -> str:
     inputs = emit.split(b, x, 1, [spec.weight_shape[1]] * spec.group, stem + "__split")
     shape = (step, *spec.weight_shape[1:])
     weights = _rows(b, spec.weight, spec.group, step, stem + "__weight")
-    biases = [None] * spec.group if spec.bias is None else _rows(b, spec.bias, spec.group, step, stem + "__bias")
+    biases = (
+        [None] * spec.group if spec.bias is None else _rows(b, spec.bias, spec.group, step, stem + "__bias")
+    )
     parts = [
         _emit_2d(
             b, part, Conv(spec.window, 1, weights[i], biases[i], shape), "Convolution",
@@ -329,11 +336,11 @@ def _conv_3d_groups(b: Lowering, x: str, spec: Conv, out: str | None) -> str:
     inputs = emit.split(b, x, 1, [spec.weight_shape[1]] * spec.group, stem + "__split")
     shape = (step, *spec.weight_shape[1:])
     weights = _rows(b, spec.weight, spec.group, step, stem)
-    biases = [None] * spec.group if spec.bias is None else _rows(b, spec.bias, spec.group, step, stem + "__bias")
+    biases = (
+        [None] * spec.group if spec.bias is None else _rows(b, spec.bias, spec.group, step, stem + "__bias")
+    )
     parts = [
-        _conv_3d(
-            b, part, Conv(spec.window, 1, weights[i], biases[i], shape), b.fresh(f"{stem}__group__{i}")
-        )
+        _conv_3d(b, part, Conv(spec.window, 1, weights[i], biases[i], shape), b.fresh(f"{stem}__group__{i}"))
         for i, part in enumerate(inputs)
     ]
     return emit.concat(b, parts, 1, out)
@@ -376,9 +383,12 @@ def conv_transpose(b: Lowering, node: Node) -> None:
     """``ConvTranspose`` of one, two or three spatial axes."""
     attrs = attributes(node, **CONV_ATTRS, output_padding=None, output_shape=None)
     x, out = node.input(0), node.outputs[0]
-    weight = b.need_constant(node, 1, "the weight of a transposed convolution").astype(np.float32)
+    weight = _float_operand(b, node.input(1))
     bias = _float_operand(b, node.input(2)) if node.has_input(2) else None
-    kernel = weight.shape[2:]
+    kernel = (b.static_shape(node.input(1)) or ())[2:]
+    if not kernel:
+        msg = "the shape of the weight is unknown"
+        raise Unsupported(msg)
     if attrs["kernel_shape"] is not None and tuple(attrs["kernel_shape"]) != kernel:
         msg = f"kernel_shape {attrs['kernel_shape']} differs from the weight's {list(kernel)}"
         raise Unsupported(msg)
@@ -386,11 +396,59 @@ def conv_transpose(b: Lowering, node: Node) -> None:
     spatial = (None,) * len(kernel) if shape is None else shape[2:]
     win, extra = transposed_window(attrs, kernel, spatial)
     group = int(attrs["group"])
+    if isinstance(weight, str):
+        emit_dynamic_deconv(b, x, weight, bias, win, extra, group, out)
+        return
     if isinstance(bias, str):
         plain = emit_deconv(b, x, weight, None, win, extra, group, _inner(b, out))
         b.binary("ADD", plain, b.reshape(bias, [1, -1, *[1] * len(kernel)]), out)
         return
     emit_deconv(b, x, weight, bias, win, extra, group, out)
+
+
+def emit_dynamic_deconv(
+    b: Lowering,
+    x: str,
+    weight: str,
+    bias: npt.NDArray[Any] | str | None,
+    win: Window,
+    extra: tuple[int, ...],
+    group: int,
+    out: str,
+) -> None:
+    """A transposed convolution whose weight is computed at run time, of one or two spatial axes."""
+    if len(win.kernel) == 1:
+        wide = _inner(b, out) or ""
+        emit_dynamic_deconv(
+            b, emit.unsqueeze(b, x, [3]), emit.unsqueeze(b, weight, [3]), bias, win.widened(), (*extra, 0), group, wide
+        )  # fmt: skip
+        emit.squeeze(b, wide, [3], out)
+        return
+    shape = b.static_shape(weight) or ()
+    if len(win.kernel) != 2 or shape[0] % group:
+        msg = f"a transposed convolution of {len(win.kernel)} axes with a weight computed at run time"
+        raise Unsupported(msg)
+    depth, channels = shape[0] // group, shape[1]
+    inputs = emit.split(b, x, 1, [depth] * group, out + "__split")
+    weights = emit.split(b, weight, 0, [depth] * group, out + "__weight")
+    more = {"outPads": np.asarray(extra, np.int32)} if any(extra) else {}
+    parts = []
+    for part, kernel in zip(inputs, weights, strict=True):
+        spec = Conv(win, 1, kernel, None, (channels, depth, *win.kernel))
+        zero = b.const(np.zeros(channels, np.float32))
+        last = out if group == 1 and bias is None else None
+        parts.append(
+            b.emit(
+                "Deconvolution", [part, kernel, zero], last, param_type="Convolution2D",
+                info=ValueInfo(np.dtype(np.float32), (None,) * 4), common=_common(spec, **more),
+            )
+        )  # fmt: skip
+    result = parts[0] if group == 1 else emit.concat(b, parts, 1, out if bias is None else None)
+    if bias is not None:
+        offset = (
+            b.reshape(bias, [1, -1, 1, 1]) if isinstance(bias, str) else b.const(bias.reshape(1, -1, 1, 1))
+        )
+        b.binary("ADD", result, offset, out)
 
 
 def transposed_window(

@@ -70,9 +70,15 @@ def mod(b: Lowering, node: Node) -> None:
     """
     fmod = int(attributes(node, fmod=0)["fmod"])
     x, y = _pair(b, node)
-    sign_of_dividend = "MOD" if b.is_float(x) else "FLOORMOD"
-    sign_of_divisor = "FLOORMOD" if b.is_float(x) else "MOD"
-    b.binary(sign_of_dividend if fmod else sign_of_divisor, x, y, node.outputs[0])
+    if not b.is_float(x):
+        b.binary("FLOORMOD" if fmod else "MOD", x, y, node.outputs[0])
+    elif fmod:
+        b.binary("MOD", x, y, node.outputs[0])
+    else:
+        rest = b.binary("MOD", x, y)
+        zero = b.const(np.float32(0))
+        crossed = emit.compare(b, "GREATER", zero, b.binary("MUL", rest, y))
+        emit.select(b, crossed, b.binary("ADD", rest, y), rest, node.outputs[0])
 
 
 @lowers("Pow")
@@ -137,12 +143,25 @@ def bitwise_not(b: Lowering, node: Node) -> None:
 
 @lowers("BitShift")
 def bit_shift(b: Lowering, node: Node) -> None:
-    """Shift of unsigned integers."""
+    """Shift; amounts of the width and above leave nothing but the sign."""
     direction = attributes(node, direction="")["direction"]
     if direction not in ("LEFT", "RIGHT"):
         msg = f"direction {direction!r}"
         raise Unsupported(msg)
-    binary_wrapped(b, f"{direction}SHIFT", *_pair(b, node), node.outputs[0])
+    x, amount = _pair(b, node)
+    constant = b.constant(amount)
+    out = node.outputs[0]
+    if constant is not None and bool(((constant >= 0) & (constant < 32)).all()):
+        binary_wrapped(b, f"{direction}SHIFT", x, amount, out)
+        return
+    # The runtime takes amounts modulo 32; larger ones shift everything out.
+    kept = b.binary("BITWISE_AND", amount, b.const(np.int32(31)))
+    inside = emit.compare(b, "EQUAL", kept, amount)
+    if direction == "RIGHT":
+        binary_wrapped(b, "RIGHTSHIFT", x, emit.select(b, inside, amount, b.const(np.int32(31))), out)
+        return
+    shifted = binary_wrapped(b, "LEFTSHIFT", x, kept, None)
+    emit.select(b, inside, shifted, b.const(np.int32(0)), out)
 
 
 @lowers("Where")

@@ -6,7 +6,7 @@ import numpy as np
 
 from mnnq.frontends.onnx import emit
 from mnnq.frontends.onnx.emit import attributes
-from mnnq.frontends.onnx.lowering import Lowering, Unsupported
+from mnnq.frontends.onnx.lowering import Lowering, Unsupported, is_float
 from mnnq.frontends.onnx.ops.conv import constant_weight
 from mnnq.frontends.onnx.registry import lowers
 from mnnq.ir.graph import LINEAR, MNNQ_DOMAIN, Node, ValueInfo
@@ -19,7 +19,7 @@ def linear(b: Lowering, node: Node) -> None:
     x, out = node.input(0), node.outputs[0]
     weight = b.need_constant(node, 1, "the weight")
     bias = b.need_constant(node, 2, "the bias") if node.has_input(2) else None
-    if weight.ndim != 2 or not emit.is_float(weight.dtype):
+    if weight.ndim != 2 or not is_float(weight.dtype):
         msg = f"a weight of shape {weight.shape} and type {weight.dtype}"
         raise Unsupported(msg)
     weight = weight if attrs["transposed"] else weight.T

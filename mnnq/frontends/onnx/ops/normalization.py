@@ -213,8 +213,8 @@ def lrn(b: Lowering, node: Node) -> None:
         )  # fmt: skip
         return
     before, after = (size - 1) // 2, size - 1 - (size - 1) // 2
-    edges = [[0, amount, *[0] * (rank - 2)] for amount in (before, after)]
-    squares = emit.pad(b, b.unary("SQUARE", x), *edges, 0.0)
+    rest = [0] * (rank - 2)
+    squares = emit.pad(b, b.unary("SQUARE", x), [0, before, *rest], [0, after, *rest], 0.0)
     total = _window_sum(b, squares, 1, size)
     ratio = b.binary("MUL", total, b.const(np.float32(attrs["alpha"] / size)))
     base = b.binary("ADD", ratio, b.const(np.float32(attrs["bias"])))

@@ -259,7 +259,8 @@ def _counts(b: Lowering, x: str, win: Window, axis: int) -> np.ndarray[Any, Any]
         raise Unsupported(msg)
     starts = np.arange(count) * win.strides[axis] - win.begins[axis]
     taps = starts[:, None] + np.arange(win.kernel[axis]) * win.dilations[axis]
-    return ((taps >= 0) & (taps < size)).sum(axis=1)
+    counts: np.ndarray[Any, Any] = ((taps >= 0) & (taps < size)).sum(axis=1)
+    return counts
 
 
 # -- Lp and global pooling

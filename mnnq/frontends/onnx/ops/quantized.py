@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from typing import Any
 
 import numpy as np
@@ -178,36 +179,32 @@ def _integer_conv(
 ) -> str:
     """INT32 convolution: the taps become columns of exact matrix products (a Winograd form would round)."""
     attrs = attributes(node, **CONV_ATTRS)
-    values = b.constant(weight)
-    weight_zero = b.constant(zeros[1]) if zeros[1] else np.zeros(1, np.int64)
-    shape = b.shape(x)
-    if values is None or weight_zero is None or shape is None or values.ndim != 4:
-        msg = "an integer convolution other than 2-D with constant weight and zero point"
-        raise Unsupported(msg)
+    kernel, shape = b.static_shape(weight), b.shape(x)
     channels = emit.known_dim(b, (x, 1))
-    win = window(attrs, values.shape[2:], shape[2:])
-    if int(attrs["group"]) != 1 or channels is None or win.same:
-        msg = "a grouped integer convolution, or one over sizes that are not known"
+    if kernel is None or shape is None or len(kernel) != 4 or channels is None or int(attrs["group"]) != 1:
+        msg = "an integer convolution with groups, other than 2-D, or of unknown weight shape or channels"
         raise Unsupported(msg)
-    oc = values.shape[0]
-    wide = values.astype(np.int64) - weight_zero.astype(np.int64).reshape(-1, *[1] * (3 if weight_zero.size > 1 else 0))
+    win = window(attrs, kernel[2:], shape[2:])
+    if win.same:
+        msg = "auto_pad over sizes that are not known: give the input shape"
+        raise Unsupported(msg)
+    factors = _shifted(b, weight, zeros[1], [-1, 1, 1, 1])
     data = _shifted(b, x, zeros[0], None)
     if any(win.begins) or any(win.ends):
         data = emit.pad(b, data, [0, 0, *win.begins], [0, 0, *win.ends], 0.0)
     total: str | None = None
-    columns = wide.transpose(2, 3, 1, 0).astype(np.float32)
-    plain = window({**attrs, "auto_pad": "VALID", "strides": [1, 1], "dilations": [1, 1]}, (1, 1), (None, None))
-    for row in range(win.kernel[0]):
-        rows = emit_tap(b, data, 0, row, win)
-        for column in range(win.kernel[1]):
-            tap = emit_tap(b, rows, 1, column, win)
-            for begin in range(0, channels, _CHUNK):
-                end = min(begin + _CHUNK, channels)
-                part = tap if end - begin == channels else emit.slice_axis(b, tap, 1, begin, end)
-                kernel = np.ascontiguousarray(columns[row, column, begin:end].T).reshape(oc, end - begin, 1, 1)
-                product = emit_conv(b, part, Conv(plain, 1, kernel, None, kernel.shape))
-                number = b.cast(product, "DT_INT32")
-                total = number if total is None else b.binary("ADD", total, number)
+    plain = window({**CONV_ATTRS, "auto_pad": "VALID"}, (1, 1), (None, None))
+    for row, column in itertools.product(range(win.kernel[0]), range(win.kernel[1])):
+        tap = emit_tap(b, emit_tap(b, data, 0, row, win), 1, column, win)
+        cut = emit.slice_axis(b, emit.slice_axis(b, factors, 2, row, row + 1), 3, column, column + 1)
+        for begin in range(0, channels, _CHUNK):
+            end = min(begin + _CHUNK, channels)
+            whole = end - begin == channels
+            part = tap if whole else emit.slice_axis(b, tap, 1, begin, end)
+            columns = cut if whole else emit.slice_axis(b, cut, 1, begin, end)
+            spec = Conv(plain, 1, columns, None, (kernel[0], end - begin, 1, 1))
+            number = b.cast(emit_conv(b, part, spec), "DT_INT32")
+            total = number if total is None else b.binary("ADD", total, number)
     assert total is not None
     if bias:
         total = b.binary("ADD", total, b.reshape(bias, [1, -1, 1, 1]))

@@ -88,7 +88,9 @@ def _plan(b: Lowering, node: Node, attrs: dict[str, Any]) -> list[_Axis] | None:
     rois = _rois(b, node, attrs, len(axes))
     dims = [emit.known_dim(b, (x, a)) for a in axes]
     plan = []
-    factors = _policy_scales(given, dims, attrs) if node.has_input(3) else [float(v) for v in given.reshape(-1)]
+    factors = (
+        _policy_scales(given, dims, attrs) if node.has_input(3) else [float(v) for v in given.reshape(-1)]
+    )
     if factors is None:
         return None
     for i, (axis, dim) in enumerate(zip(axes, dims, strict=True)):
@@ -167,7 +169,8 @@ def _interp_indices(p: _Axis, attrs: dict[str, Any]) -> npt.NDArray[np.int64]:
         offset = np.float32(0.5) * step - np.float32(0.5)
     x = np.arange(p.out, dtype=np.float32) * step + offset
     shift = np.float32(0 if attrs["nearest_mode"] == "floor" else 0.499)
-    return np.clip(np.floor(x + shift), 0, p.size - 1).astype(np.int64)
+    positions: npt.NDArray[np.int64] = np.clip(np.floor(x + shift), 0, p.size - 1).astype(np.int64)
+    return positions
 
 
 def _interp(
@@ -190,7 +193,15 @@ def _interp_dynamic(b: Lowering, node: Node, attrs: dict[str, Any]) -> None:
     axes = _axes_of(b, node, attrs)
     exact_nearest = mode != "nearest" or attrs["nearest_mode"] in ("floor", "round_prefer_floor")
     exact_cubic = mode != "cubic" or ctm in ("align_corners", "asymmetric")
-    plain = not (attrs["antialias"] or attrs["exclude_outside"]) and attrs["keep_aspect_ratio_policy"] == "stretch"
+    plain = (
+        not (attrs["antialias"] or attrs["exclude_outside"])
+        and attrs["keep_aspect_ratio_policy"] == "stretch"
+    )
+    scales = b.constant(node.input(2)) if node.has_input(2) else None
+    whole = scales is not None and bool((scales == np.rint(scales)).all())
+    if ctm == "align_corners" and not node.has_input(3) and not whole:
+        msg = "align_corners with fractional scales over sizes that are not known: give the input shape"
+        raise Unsupported(msg)
     if not (plain and exact_nearest and exact_cubic and ctm in _CTM and b.rank(x) == 4 and b.is_float(x)):
         msg = f"mode {mode!r}, {ctm!r} with these attributes over sizes that are not known: give the input shape"
         raise Unsupported(msg)
