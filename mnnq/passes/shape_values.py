@@ -58,9 +58,7 @@ def from_array(array: npt.NDArray[Any]) -> Value | None:
     """Contents of a constant, None when it is too big or not numeric."""
     if array.size > VALUE_LIMIT or array.dtype.kind not in "iubf":
         return None
-    result = np.empty(array.shape, object)
-    result[...] = array.tolist()
-    return result
+    return array.astype(object)
 
 
 def to_array(value: Value, dtype: np.dtype[Any]) -> npt.NDArray[Any] | None:
