@@ -193,6 +193,7 @@ def test_reshapes_between_two_products_cancel():
     model = Model(ops, ["y"])
     assert merge_reshapes(model) > 0
     remove_dead_ops(model)
+    assert "a" not in {name for op in model.ops for name in op.outputs}  # the name would say something else
     assert [t for t in _types(model) if t != "Const"] == [
         "Input",
         "Reshape",
