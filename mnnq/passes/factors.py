@@ -66,7 +66,8 @@ def close(value: float | None, wanted: float) -> bool:
         return False
     if abs(value - wanted) <= 2e-6 * abs(wanted):
         return True
-    return value in (float(np.float16(wanted)), _bfloat16(wanted))
+    halves = (float(np.float16(wanted)), _bfloat16(wanted))
+    return any(abs(value - half) <= 1e-9 * abs(half) for half in halves)
 
 
 def _bfloat16(value: float) -> float:

@@ -76,7 +76,9 @@ def _gelu_erf(graph: Graph, producers: _Producers, parts: Product) -> Node | Non
         return None
     x, inner = found
     argument = product(graph, producers, inner)
-    if argument.factors != (x,) or not close(argument.constant, math.sqrt(0.5)):
+    if argument.factors != (x,) or argument.constant == 0:
+        return None
+    if not close(argument.constant, math.sqrt(0.5)) and not close(1 / argument.constant, math.sqrt(2)):
         return None
     return Node("Gelu", [x], [], {})
 

@@ -80,14 +80,24 @@ class _Merger:
             return False
         if not any(source is reshape for source in self.body.ops[:index]):
             return False
-        # The tensor between takes over the role of the element-wise result before the Reshape.
-        op.inputs, op.outputs = [reshape.inputs[0]], [between]
-        reshape.inputs, reshape.outputs = [between, *reshape.inputs[1:]], [result]
+        # A new name for what lies between: it is not what the source calls so, neither in value nor in shape.
+        inner = self._fresh(f"{result}__before_reshape")
+        op.inputs, op.outputs = [reshape.inputs[0]], [inner]
+        reshape.inputs, reshape.outputs = [inner, *reshape.inputs[1:]], [result]
         ops = self.body.ops
         ops[next(i for i, source in enumerate(ops) if source is reshape)] = op
         ops[index] = reshape
-        self.producers[between], self.producers[result] = op, reshape
+        del self.producers[between]
+        self.producers[inner], self.producers[result] = op, reshape
+        self.uses[inner] = 1
         return True
+
+    def _fresh(self, stem: str) -> str:
+        name, serial = stem, 0
+        while name in self.producers:
+            serial += 1
+            name = f"{stem}__{serial}"
+        return name
 
     def _skip_inner(self, op: Op) -> bool:
         target, inner = self._target(op), self.producers.get(op.inputs[0])

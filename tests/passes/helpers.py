@@ -36,7 +36,7 @@ def prepared(proto: onnx.ModelProto) -> Graph:
 
 
 def run(proto: onnx.ModelProto, feeds: Mapping[str, np.ndarray]) -> list[np.ndarray]:
-    """What a model computes: by onnxruntime, or by ONNX's reference for what that cannot load.
+    """What a model computes: by onnxruntime, or by ONNX's reference for what that cannot run.
 
     The reference has errors of its own in old forms (Softmax before opset 13, SAME_LOWER pooling).
     """
@@ -45,9 +45,9 @@ def run(proto: onnx.ModelProto, feeds: Mapping[str, np.ndarray]) -> list[np.ndar
     options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
     try:
         session = onnxruntime.InferenceSession(proto.SerializeToString(), options)
+        return session.run(None, dict(feeds))
     except Exception:  # onnxruntime's exceptions have no common base
         return onnx.reference.ReferenceEvaluator(proto).run(None, dict(feeds))
-    return session.run(None, dict(feeds))
 
 
 def same(
