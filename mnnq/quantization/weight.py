@@ -210,7 +210,7 @@ class _Run:
             op.params.pop("sparseParameter", None)
         return LayerReport(
             name=op.name,
-            op_type=op.type,
+            op_type=str(op.type),
             shape=stored.shape,
             bits=config.bits,
             scheme=config.scheme,
@@ -241,7 +241,7 @@ class _Run:
             op.params.pop(key, None)
         return LayerReport(
             name=op.name,
-            op_type=op.type,
+            op_type=str(op.type),
             shape=stored.shape,
             bits=16,
             scheme=None,
@@ -410,7 +410,7 @@ def _keep(
     """Report a layer that stays as it is."""
     return LayerReport(
         name=op.name,
-        op_type=op.type,
+        op_type=str(op.type),
         shape=stored.shape,
         bits=stored.bits,
         scheme=stored.scheme,
