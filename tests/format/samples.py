@@ -40,7 +40,9 @@ def differences(a: Any, b: Any, path: str = "") -> list[str]:
         return [f"{path}: {type(a).__name__} and {type(b).__name__}"]
     if isinstance(a, dict):
         found = [f"{path}.{key}: only in one" for key in a.keys() ^ b.keys()]
-        return found + [d for key in a.keys() & b.keys() for d in differences(a[key], b[key], f"{path}.{key}")]
+        return found + [
+            d for key in a.keys() & b.keys() for d in differences(a[key], b[key], f"{path}.{key}")
+        ]
     if isinstance(a, list):
         if len(a) != len(b):
             return [f"{path}: lengths {len(a)} and {len(b)}"]
