@@ -234,9 +234,7 @@ def _per_group(b: Lowering, x: str, spec: Conv, out: str | None) -> str:
     inputs = emit.split(b, x, 1, [spec.weight_shape[1]] * spec.group, stem + "__split")
     shape = (step, *spec.weight_shape[1:])
     weights = _rows(b, spec.weight, spec.group, step, stem + "__weight")
-    biases = (
-        [None] * spec.group if spec.bias is None else _rows(b, spec.bias, spec.group, step, stem + "__bias")
-    )
+    biases = [None] * spec.group if spec.bias is None else _rows(b, spec.bias, spec.group, step, stem + "__bias")
     parts = [
         _emit_2d(
             b, part, Conv(spec.window, 1, weights[i], biases[i], shape), "Convolution",
@@ -334,11 +332,11 @@ def _conv_3d_groups(b: Lowering, x: str, spec: Conv, out: str | None) -> str:
     inputs = emit.split(b, x, 1, [spec.weight_shape[1]] * spec.group, stem + "__split")
     shape = (step, *spec.weight_shape[1:])
     weights = _rows(b, spec.weight, spec.group, step, stem)
-    biases = (
-        [None] * spec.group if spec.bias is None else _rows(b, spec.bias, spec.group, step, stem + "__bias")
-    )
+    biases = [None] * spec.group if spec.bias is None else _rows(b, spec.bias, spec.group, step, stem + "__bias")
     parts = [
-        _conv_3d(b, part, Conv(spec.window, 1, weights[i], biases[i], shape), b.fresh(f"{stem}__group__{i}"))
+        _conv_3d(
+            b, part, Conv(spec.window, 1, weights[i], biases[i], shape), b.fresh(f"{stem}__group__{i}")
+        )
         for i, part in enumerate(inputs)
     ]
     return emit.concat(b, parts, 1, out)

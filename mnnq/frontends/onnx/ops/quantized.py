@@ -190,17 +190,13 @@ def _integer_conv(
         msg = "a grouped integer convolution, or one over sizes that are not known"
         raise Unsupported(msg)
     oc = values.shape[0]
-    wide = values.astype(np.int64) - weight_zero.astype(np.int64).reshape(
-        -1, *[1] * (3 if weight_zero.size > 1 else 0)
-    )
+    wide = values.astype(np.int64) - weight_zero.astype(np.int64).reshape(-1, *[1] * (3 if weight_zero.size > 1 else 0))
     data = _shifted(b, x, zeros[0], None)
     if any(win.begins) or any(win.ends):
         data = emit.pad(b, data, [0, 0, *win.begins], [0, 0, *win.ends], 0.0)
     total: str | None = None
     columns = wide.transpose(2, 3, 1, 0).astype(np.float32)
-    plain = window(
-        {**attrs, "auto_pad": "VALID", "strides": [1, 1], "dilations": [1, 1]}, (1, 1), (None, None)
-    )
+    plain = window({**attrs, "auto_pad": "VALID", "strides": [1, 1], "dilations": [1, 1]}, (1, 1), (None, None))
     for row in range(win.kernel[0]):
         rows = emit_tap(b, data, 0, row, win)
         for column in range(win.kernel[1]):
@@ -208,9 +204,7 @@ def _integer_conv(
             for begin in range(0, channels, _CHUNK):
                 end = min(begin + _CHUNK, channels)
                 part = tap if end - begin == channels else emit.slice_axis(b, tap, 1, begin, end)
-                kernel = np.ascontiguousarray(columns[row, column, begin:end].T).reshape(
-                    oc, end - begin, 1, 1
-                )
+                kernel = np.ascontiguousarray(columns[row, column, begin:end].T).reshape(oc, end - begin, 1, 1)
                 product = emit_conv(b, part, Conv(plain, 1, kernel, None, kernel.shape))
                 number = b.cast(product, "DT_INT32")
                 total = number if total is None else b.binary("ADD", total, number)

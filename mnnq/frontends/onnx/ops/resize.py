@@ -88,9 +88,7 @@ def _plan(b: Lowering, node: Node, attrs: dict[str, Any]) -> list[_Axis] | None:
     rois = _rois(b, node, attrs, len(axes))
     dims = [emit.known_dim(b, (x, a)) for a in axes]
     plan = []
-    factors = (
-        _policy_scales(given, dims, attrs) if node.has_input(3) else [float(v) for v in given.reshape(-1)]
-    )
+    factors = _policy_scales(given, dims, attrs) if node.has_input(3) else [float(v) for v in given.reshape(-1)]
     if factors is None:
         return None
     for i, (axis, dim) in enumerate(zip(axes, dims, strict=True)):
@@ -192,10 +190,7 @@ def _interp_dynamic(b: Lowering, node: Node, attrs: dict[str, Any]) -> None:
     axes = _axes_of(b, node, attrs)
     exact_nearest = mode != "nearest" or attrs["nearest_mode"] in ("floor", "round_prefer_floor")
     exact_cubic = mode != "cubic" or ctm in ("align_corners", "asymmetric")
-    plain = (
-        not (attrs["antialias"] or attrs["exclude_outside"])
-        and attrs["keep_aspect_ratio_policy"] == "stretch"
-    )
+    plain = not (attrs["antialias"] or attrs["exclude_outside"]) and attrs["keep_aspect_ratio_policy"] == "stretch"
     if not (plain and exact_nearest and exact_cubic and ctm in _CTM and b.rank(x) == 4 and b.is_float(x)):
         msg = f"mode {mode!r}, {ctm!r} with these attributes over sizes that are not known: give the input shape"
         raise Unsupported(msg)

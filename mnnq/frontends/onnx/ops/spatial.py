@@ -28,9 +28,7 @@ def depth_to_space(b: Lowering, node: Node) -> None:
     if shape is not None:
         known = [d if isinstance(d, int) else None for d in shape]
         channels = None if known[1] is None else known[1] // block**2
-        info = emit.with_shape(
-            b, x, [shape[0], channels, *(None if d is None else d * block for d in known[2:])]
-        )
+        info = emit.with_shape(b, x, [shape[0], channels, *(None if d is None else d * block for d in known[2:])])
     b.emit(
         "DepthToSpace", [x], node.outputs[0], param_type="DepthSpaceParam", blockSize=block, mode=attrs["mode"],
         info=info,
@@ -46,12 +44,7 @@ def space_to_depth(b: Lowering, node: Node) -> None:
         raise Unsupported(msg)
     block = int(attrs["blocksize"])
     b.emit(
-        "SpaceToDepth",
-        [node.input(0)],
-        node.outputs[0],
-        param_type="DepthSpaceParam",
-        blockSize=block,
-        mode="DCR",
+        "SpaceToDepth", [node.input(0)], node.outputs[0], param_type="DepthSpaceParam", blockSize=block, mode="DCR"
     )
 
 
@@ -194,11 +187,7 @@ class _Sampler:
         """Keys' kernel at distance ``|t - offset|``, by Horner's rule."""
         b = self.b
         distance = {-1: (1.0, 1), 0: (0.0, 1), 1: (1.0, -1), 2: (2.0, -1)}[offset]
-        d = (
-            t
-            if distance == (0.0, 1)
-            else b.binary("ADD" if distance[1] > 0 else "SUB", self._number(distance[0]), t)
-        )
+        d = t if distance == (0.0, 1) else b.binary("ADD" if distance[1] > 0 else "SUB", self._number(distance[0]), t)
         a = _CUBIC
         near = offset in (0, 1)
         factors = (a + 2, -(a + 3), 0.0, 1.0) if near else (a, -5 * a, 8 * a, -4 * a)
@@ -224,11 +213,7 @@ class _Sampler:
                 )  # fmt: skip
                 inside = same if inside is None else b.binary("MUL", inside, same)
             place = b.cast(safe, "DT_INT32")
-            index = (
-                place
-                if index is None
-                else b.binary("ADD", b.binary("MUL", index, b.const(np.int32(size))), place)
-            )
+            index = place if index is None else b.binary("ADD", b.binary("MUL", index, b.const(np.int32(size))), place)
         assert index is not None
         spread = emit.broadcast_to(b, index, [self.batch, self.channels, int(np.prod(self.out_dims))])
         found = b.emit(
