@@ -78,5 +78,6 @@ def _undecodable(graph: onnx.GraphProto) -> object:
         for name in (node.name, node.op_type, node.domain, *node.input, *node.output):
             if not isinstance(name, str):
                 return name
-    values = (*graph.input, *graph.output, *graph.value_info, *graph.initializer)
-    return next((value.name for value in values if not isinstance(value.name, str)), None)
+    names: list[object] = [value.name for value in (*graph.input, *graph.output, *graph.value_info)]
+    names += [tensor.name for tensor in graph.initializer]
+    return next((name for name in names if not isinstance(name, str)), None)
