@@ -5,13 +5,16 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import fields, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from mnnq.errors import ConfigError, FormatError, ModelError
 from mnnq.ir.model import Model
-from mnnq.quantization.config import WeightConfig, WeightMethod
+from mnnq.quantization.config import WeightConfig, WeightMethod, WeightOptions
 from mnnq.quantization.params_file import ParamsFile, read_params
 from mnnq.quantization.weight import Progress, QuantizedModel, quantize_model
+
+if TYPE_CHECKING:
+    from typing_extensions import Unpack
 
 
 def load(path: str | Path, *, input_shapes: Mapping[str, Sequence[int]] | None = None) -> Model:
@@ -66,7 +69,7 @@ def quantize_weights(
     *,
     params_file: ParamsFile | str | Path | None = None,
     progress: Progress | None = None,
-    **options: Any,
+    **options: Unpack[WeightOptions],
 ) -> QuantizedModel:
     """Quantize the weights of a model and return the result; the model given is not changed.
 

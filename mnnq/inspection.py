@@ -115,7 +115,7 @@ def inspect_model(model: Model) -> ModelInfo:
     source = model.source if model.source is not None and model.source.suffix == ".mnn" else None
     external = None if source is None else Path(f"{source}.weight")
     extra = model.net.get("extraInfo") or {}
-    ops = Counter(op.type for _, op in model.all_ops())
+    ops = Counter(str(op.type) for _, op in model.all_ops())
     weights = [info for graph, op in model.all_ops() if (info := _weight(graph, op)) is not None]
     return ModelInfo(
         path=None if model.source is None else str(model.source),
@@ -147,7 +147,7 @@ def _weight(subgraph: str, op: Op) -> WeightInfo | None:
         int8 = stored.storage is Storage.OLD_INT8 or "symmetricQuan" in op.params
         return WeightInfo(
             name=op.name,
-            op_type=op.type,
+            op_type=str(op.type),
             storage=stored.storage.value,
             shape=stored.shape,
             bits=stored.bits,

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import enum
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
 from fnmatch import fnmatchcase
-from typing import Any
+from typing import Any, TypedDict
 
 from mnnq.errors import ConfigError
 
@@ -190,6 +190,23 @@ class Override:
         if self.exact:
             return self.pattern in names
         return any(self.pattern == one or fnmatchcase(one, self.pattern) for one in names)
+
+
+class WeightOptions(TypedDict, total=False):
+    """Fields of `WeightConfig` as keyword arguments, in the types that it accepts."""
+
+    bits: int
+    symmetric: bool
+    block: int | None
+    method: WeightMethod | str
+    gain_correction: bool
+    fp16_scales: bool
+    sparse: bool
+    overrides: Sequence[Override] | Mapping[str, int | Mapping[str, Any]]
+    embeddings: bool
+    fp16_constants: bool
+    allow_unmatched: bool
+    threads: int | None
 
 
 @dataclass(frozen=True)

@@ -11,6 +11,7 @@ import numpy as np
 import numpy.typing as npt
 
 from mnnq import _native
+from mnnq.errors import FormatError
 from mnnq.ir.model import Op
 
 
@@ -91,40 +92,68 @@ def describe(op: Op) -> StoredWeights:
         The stored weights break the format.
     """
     params = op.params
-    common = params.get("common", {})
-    outputs = int(common.get("outputCount", 0)) or max(_length(params, "bias"), 1)
-    kernel = int(common.get("kernelX", 1)) * int(common.get("kernelY", 1))
+    outputs, kernel = _outputs(op), _kernel(op)
     quant = params.get("quanParameter")
     old = params.get("symmetricQuan", {})
     if quant is not None:
-        return _describe_quant(op, quant, outputs, kernel)
+        return _describe_quant(op, quant, kernel)
     if _length(params, "weight"):
         count = _length(params, "weight")
-        return StoredWeights(Storage.FLOAT, (outputs, count // outputs), kernel, 32, False, None, 4 * count)
+        return StoredWeights(Storage.FLOAT, _shape(op, count), kernel, 32, False, None, 4 * count)
     if _length(old, "weight"):
         count = _length(old, "weight")
         size = count + 4 * _length(old, "scale")
-        return StoredWeights(Storage.OLD_INT8, (outputs, count // outputs), kernel, 8, True, None, size)
+        return StoredWeights(Storage.OLD_INT8, _shape(op, count), kernel, 8, True, None, size)
     return StoredWeights(Storage.INPUT, (outputs, 0), kernel, 32, False, None, 0)
 
 
-def _describe_quant(op: Op, quant: Mapping[str, Any], outputs: int, kernel: int) -> StoredWeights:
+def _outputs(op: Op) -> int:
+    """Output channels of an operator."""
+    outputs = int(op.params.get("common", {}).get("outputCount", 0)) or max(_length(op.params, "bias"), 1)
+    if outputs < 0:
+        msg = f"{outputs} output channels"
+        raise FormatError(msg, node=op.name, key="common.outputCount")
+    return outputs
+
+
+def _kernel(op: Op) -> int:
+    """Kernel positions of an operator."""
+    common = op.params.get("common", {})
+    width, height = int(common.get("kernelX", 1)), int(common.get("kernelY", 1))
+    if width < 1 or height < 1:
+        msg = f"a kernel of {width} x {height}"
+        raise FormatError(msg, node=op.name, key="common.kernelX")
+    return width * height
+
+
+def _shape(op: Op, count: int) -> tuple[int, int]:
+    """Rows and their length of `count` weights."""
+    outputs = _outputs(op)
+    if count % outputs:
+        msg = f"{count} weights are not the same number for each of {outputs} output channels"
+        raise FormatError(msg, node=op.name, key="weight")
+    return outputs, count // outputs
+
+
+def _describe_quant(op: Op, quant: Mapping[str, Any], kernel: int) -> StoredWeights:
     if _length(quant, "index"):
         count = int(quant.get("weightSize", 0))
-        shape = (outputs, count // outputs)
-        return StoredWeights(Storage.SPARSE_FLOAT, shape, kernel, 32, False, None, quant_size(quant))
+        return StoredWeights(
+            Storage.SPARSE_FLOAT, _shape(op, count), kernel, 32, False, None, quant_size(quant)
+        )
     if int(quant.get("type", 0)) == 3:
         size = quant_size(quant)
-        return StoredWeights(Storage.HALF, (outputs, size // 2 // outputs), kernel, 16, False, None, size)
+        return StoredWeights(Storage.HALF, _shape(op, size // 2), kernel, 16, False, None, size)
     weights = _native.decode_weights(op.params)
     rows, row_len, bits = weights["rows"], weights["row_len"], weights["bits"]
     assert rows is not None
     assert row_len is not None
     assert bits is not None
-    blocks = max(rows // outputs, 1)
+    shape = _shape(op, rows * row_len)
+    blocks = rows // shape[0]
     return StoredWeights(
         Storage.CODES,
-        (outputs, row_len * blocks),
+        shape,
         kernel,
         bits,
         weights["min"] is None,
@@ -144,11 +173,9 @@ def float_weights(op: Op) -> npt.NDArray[Any]:
     FormatError
         The stored weights break the format.
     """
-    common = op.params.get("common", {})
     plain = op.params.get("quanParameter") is None
     weights = np.asarray(op.params["weight"] if plain else _native.decode_weights(op.params)["weight"])
-    outputs = int(common.get("outputCount", 0)) or max(_length(op.params, "bias"), 1)
-    return aligned(weights.reshape(outputs, -1))
+    return aligned(weights.reshape(_shape(op, weights.size)))
 
 
 def aligned(array: npt.NDArray[Any]) -> npt.NDArray[Any]:

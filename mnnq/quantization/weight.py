@@ -11,7 +11,7 @@ import numpy as np
 
 from mnnq import _native
 from mnnq.errors import ConfigError, MnnqError
-from mnnq.ir.model import Model, Op
+from mnnq.ir.model import WEIGHT_OPS, Model, Op
 from mnnq.quantization import embedding
 from mnnq.quantization.config import BLOCK_UNIT, LayerConfig, WeightConfig
 from mnnq.quantization.int8 import Int8Layer, apply_int8
@@ -96,7 +96,7 @@ class _Run:
         self._rounded_twice = 0
 
     def run(self) -> QuantizationReport:
-        weight_ops = list(self.model.weight_ops())
+        weight_ops = [(graph, op) for graph, op in self.model.all_ops() if op.param_type == "Convolution2D"]
         tables = self._tables()
         self._check_names(weight_ops, tables)
         if self.params is not None:
@@ -182,7 +182,7 @@ class _Run:
             )
         if stored.storage is Storage.INPUT:
             return _keep(op, subgraph, stored, config, "its weights are computed at run time")
-        if stored.storage is Storage.OLD_INT8 or "symmetricQuan" in op.params:
+        if op.type not in WEIGHT_OPS or stored.storage is Storage.OLD_INT8 or "symmetricQuan" in op.params:
             return _keep(op, subgraph, stored, config, "it is an int8 layer with activation scales; kept")
         if not config.coded:
             return self._uncoded(subgraph, op, stored, config)
@@ -206,11 +206,11 @@ class _Run:
         del matrix
         op.params["quanParameter"] = quant
         op.params.pop("weight", None)
-        if config.sparse and quant.get("type") != 2:
+        if quant.get("type") != 2:
             op.params.pop("sparseParameter", None)
         return LayerReport(
             name=op.name,
-            op_type=op.type,
+            op_type=str(op.type),
             shape=stored.shape,
             bits=config.bits,
             scheme=config.scheme,
@@ -241,7 +241,7 @@ class _Run:
             op.params.pop(key, None)
         return LayerReport(
             name=op.name,
-            op_type=op.type,
+            op_type=str(op.type),
             shape=stored.shape,
             bits=16,
             scheme=None,
@@ -410,7 +410,7 @@ def _keep(
     """Report a layer that stays as it is."""
     return LayerReport(
         name=op.name,
-        op_type=op.type,
+        op_type=str(op.type),
         shape=stored.shape,
         bits=stored.bits,
         scheme=stored.scheme,

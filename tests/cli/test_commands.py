@@ -381,3 +381,31 @@ def test_comparison_measures_all_samples() -> None:
     assert "shape [3]" in (compare("y", [(ref[0], np.zeros(3))]).problem or "")
     zero = compare("y", [(np.zeros(2), np.ones(2))])
     assert zero.relative == float("inf")
+
+
+def test_names_that_are_no_text_are_damage(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    source = onnx_linear(tmp_path / "linear.onnx")
+    source.write_bytes(source.read_bytes().replace(b"MatMul", b"Mat\xff\xfel"))
+    assert run(["quant", str(source)]) == 2
+    assert "is not UTF-8 text" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("suffix", [".mnn", ".onnx"])
+def test_damaged_models_never_look_like_bugs_of_ours(
+    suffix: str, model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    data = (model if suffix == ".mnn" else onnx_linear(tmp_path / "linear.onnx")).read_bytes()
+    rng = np.random.default_rng(0)
+    path, output = tmp_path / f"bad{suffix}", tmp_path / "out.mnn"
+    for _ in range(120):
+        bad = bytearray(data)
+        # Structure lies at both ends, weights in between.
+        for position in rng.choice([*range(400), *range(len(data) - 400, len(data))], 3):
+            bad[position] = rng.choice([0, 1, 127, 128, 255])
+        path.write_bytes(bad)
+        output.unlink(missing_ok=True)
+        status = run(["quant", str(path), "-o", str(output), "--bits", "4", "--block", "16"])
+        error = capsys.readouterr().err
+        assert "internal error" not in error
+        assert output.exists() == (status == 0)
+        assert status in (0, 2)

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import io
 from pathlib import Path
 
 import pytest
 from syrupy.assertion import SnapshotAssertion
 
 import mnnq
+from mnnq.cli.common import ProgressLine, warn_all
 from mnnq.cli.info import weights_table
 from mnnq.cli.main import COMMANDS, run
 from mnnq.cli.verify import verify_table
@@ -101,3 +103,34 @@ def test_public_names_exist() -> None:
     assert Path(mnnq.__file__ or "").name == "__init__.py"
     with pytest.raises(AttributeError, match="nope"):
         _ = mnnq.nope
+
+
+class _Terminal(io.StringIO):
+    def isatty(self) -> bool:
+        return True
+
+
+def test_progress_is_a_line_that_vanishes_on_a_terminal(monkeypatch: pytest.MonkeyPatch) -> None:
+    screen = _Terminal()
+    monkeypatch.setattr("sys.stderr", screen)
+    progress = ProgressLine()
+    progress(0, 2, "stem")
+    progress(2, 2, "")
+    text = screen.getvalue()
+    assert "quantizing 0/2 stem" in text
+    assert text.endswith("\r")
+    assert text.rstrip("\r").rpartition("\r")[2].strip() == ""
+
+
+def test_progress_is_silent_elsewhere(monkeypatch: pytest.MonkeyPatch) -> None:
+    pipe = io.StringIO()
+    monkeypatch.setattr("sys.stderr", pipe)
+    ProgressLine()(0, 2, "stem")
+    assert pipe.getvalue() == ""
+
+
+def test_many_warnings_are_counted(capsys: pytest.CaptureFixture[str]) -> None:
+    warn_all(f"layer {i}" for i in range(50))
+    lines = capsys.readouterr().err.splitlines()
+    assert len(lines) == 21
+    assert lines[-1] == "warning: ... and 30 more (--json lists all)"

@@ -345,3 +345,31 @@ def test_codes_are_those_of_the_real_converter(name: str, options: dict[str, obj
         ours_q, theirs_q = op.params["quanParameter"], other.params["quanParameter"]
         np.testing.assert_array_equal(ours_q["buffer"], theirs_q["buffer"])
         np.testing.assert_allclose(float_weights(op), float_weights(other), atol=1e-6)
+
+
+@pytest.mark.skipif(not FIXTURES.exists(), reason="no fixtures")
+@needs_mnn
+@pytest.mark.peer
+@pytest.mark.parametrize("sparse", [False, True], ids=["dense", "sparse"])
+@pytest.mark.parametrize(
+    "name", ["sparse_f32", "sparse_w8_asym", "sparse_w8_sym", "conv3x3_f32_ext", "conv3x3_w8_asym_ext", "conv3x3_fp16",
+             "hand_type4_sym", "hand_type4_old_asym", "hand_type1_table5", "hand_type1_shape32"],
+)  # fmt: skip
+def test_every_stored_form_can_be_quantized_again(name: str, sparse: bool, mnn_runtime: MnnRuntime) -> None:
+    arrays = np.load(FIXTURES / f"{name}.npz")
+    model = mnnq.load(FIXTURES / f"{name}.mnn")
+    result = mnnq.quantize_weights(model, bits=7, sparse=sparse)
+    assert [layer.bits for layer in result.report.layers] == [7]
+    got = mnn_models.run(result, mnn_runtime, {"x": arrays["x"]})
+    assert np.abs(got - arrays["y"]).max() < 0.02 * np.abs(arrays["y"]).max()
+
+
+@pytest.mark.skipif(not FIXTURES.exists(), reason="no fixtures")
+@pytest.mark.parametrize("name", ["hand_old_convint8", "conv3x3_int8_kl", "tinycnn_fullquant"])
+def test_int8_layers_are_kept_and_said_so(name: str) -> None:
+    model = mnnq.load(FIXTURES / f"{name}.mnn")
+    report = mnnq.quantize_weights(model, bits=4).report
+    kept = [layer for layer in report.layers if layer.reason and "int8 layer" in layer.reason]
+    assert len(kept) == (
+        3 if name == "tinycnn_fullquant" else 1 if name != "hand_old_convint8" else len(report.layers)
+    )

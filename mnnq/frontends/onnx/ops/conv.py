@@ -306,7 +306,10 @@ def constant_weight(
     if vector.size != channels:
         msg = f"bias of {vector.size} values for {channels} channels"
         raise Unsupported(msg)
-    return {"weight": np.ascontiguousarray(weight, np.float32).reshape(-1), "bias": vector}
+    if weight.dtype not in (np.float32, np.float16) and weight.dtype.name != "bfloat16":
+        weight = weight.astype(np.float32)
+    # Not flattened: a transposed view costs nothing, and the quantizer reads it in place.
+    return {"weight": weight, "bias": vector}
 
 
 # -- three spatial axes: the depth taps become channels of one 2-D convolution over planes
