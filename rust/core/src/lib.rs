@@ -1,2 +1,3 @@
 //! Quantizers and the graph runtime.
 #![deny(unsafe_code)]
+pub mod quant;

@@ -1,0 +1,239 @@
+//! The mapping between weights and codes: the formulas every method and every test refers to.
+//!
+//! With `b` bits, codes are `-2^(b-1) ..= 2^(b-1) - 1`; `index = code + 2^(b-1)` counts from 0. All arithmetic
+//! is f32 in the order written here, because files are compared bit for bit:
+//!
+//! * symmetric: `w = scale * code`, `code = clamp(round(w / scale))`;
+//! * asymmetric: `w = min + scale * index`, `index = clamp(round((w - min) / scale))`.
+//!
+//! A reader computes the asymmetric weight as `code * scale + (min + 2^(b-1) * scale)`; so do the error figures.
+//!
+//! `round` is half away from zero (MNN: `source/core/IDSTEncoder.hpp`, `WriteCQBlobs`). Functions of the hot
+//! loops are `#[inline(always)]` so that [`mnnq_kernels::multiversion::dispatch`] compiles them per level.
+
+use super::spec::{BitWidth, Scheme};
+
+/// Accumulators of a reduction: element `i` of a block goes to lane `i % LANES`, on every CPU.
+pub const LANES: usize = 16;
+
+/// Blocks whose scale is not above this carry one constant code (MNN's rule for dead channels).
+pub const DEAD_SCALE: f32 = 1e-6;
+
+/// Parameters of one block.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Affine {
+    /// Size of one step. May be negative in a symmetric block and 0 in a constant one.
+    pub scale: f32,
+    /// Weight of index 0; 0 and unused in a symmetric block.
+    pub min: f32,
+}
+
+/// Rounds half away from zero.
+#[inline(always)]
+pub fn round_half_away(x: f32) -> f32 {
+    x.round()
+}
+
+/// `x` limited to `[lo, hi]`; NaN becomes `lo`.
+#[inline(always)]
+pub fn clamp(x: f32, lo: f32, hi: f32) -> f32 {
+    let x = if x > lo { x } else { lo };
+    if x < hi { x } else { hi }
+}
+
+/// The integral float `x` in `-128..=127` as an integer.
+///
+/// Adding 1.5·2^23 leaves `x` in the low bits of the mantissa, in two's complement: a conversion that
+/// vectorizes on every instruction set.
+#[inline(always)]
+pub fn to_code(x: f32) -> i8 {
+    ((x + 12_582_912.0).to_bits() & 0xff) as u8 as i8
+}
+
+/// Codes of a block on the symmetric grid `w = scale * code`, in the full range `-2^(b-1)..=2^(b-1)-1`.
+///
+/// `scale` must not be 0. `weights` and `codes` have the same length.
+#[inline(always)]
+pub fn encode_symmetric(bits: BitWidth, scale: f32, weights: &[f32], codes: &mut [i8]) {
+    let (lo, hi) = (-bits.half(), bits.half() - 1.0);
+    for (code, w) in codes.iter_mut().zip(weights) {
+        *code = to_code(round_half_away(clamp(w / scale, lo, hi)));
+    }
+}
+
+/// Codes of a block on the asymmetric grid `w = min + scale * index`.
+///
+/// `scale` must not be 0. `weights` and `codes` have the same length.
+#[inline(always)]
+pub fn encode_asymmetric(bits: BitWidth, affine: Affine, weights: &[f32], codes: &mut [i8]) {
+    let (steps, half) = (bits.steps(), bits.half());
+    for (code, w) in codes.iter_mut().zip(weights) {
+        let index = round_half_away(clamp((w - affine.min) / affine.scale, 0.0, steps));
+        *code = to_code(index - half);
+    }
+}
+
+/// What code 0 stands for: 0 (symmetric) or `min + 2^(b-1) * scale`.
+#[inline(always)]
+pub fn offset(bits: BitWidth, scheme: Scheme, affine: Affine) -> f32 {
+    match scheme {
+        Scheme::Symmetric => 0.0,
+        Scheme::Asymmetric => affine.min + bits.half() * affine.scale,
+    }
+}
+
+/// The weight a code stands for, as the runtime computes it: `code * scale + offset`.
+#[inline(always)]
+pub fn decode(affine: Affine, offset: f32, code: i8) -> f32 {
+    f32::from(code) * affine.scale + offset
+}
+
+/// Smallest and largest element; `(inf, -inf)` for an empty slice. A zero is returned as +0.
+#[inline(always)]
+pub fn min_max(x: &[f32]) -> (f32, f32) {
+    let mut min = [f32::INFINITY; LANES];
+    let mut max = [f32::NEG_INFINITY; LANES];
+    let (chunks, tail) = x.as_chunks::<LANES>();
+    for chunk in chunks {
+        for lane in 0..LANES {
+            min[lane] = if chunk[lane] < min[lane] { chunk[lane] } else { min[lane] };
+            max[lane] = if chunk[lane] > max[lane] { chunk[lane] } else { max[lane] };
+        }
+    }
+    for (lane, &x) in tail.iter().enumerate() {
+        min[lane] = if x < min[lane] { x } else { min[lane] };
+        max[lane] = if x > max[lane] { x } else { max[lane] };
+    }
+    let mut range = (min[0], max[0]);
+    for lane in 1..LANES {
+        range.0 = if min[lane] < range.0 { min[lane] } else { range.0 };
+        range.1 = if max[lane] > range.1 { max[lane] } else { range.1 };
+    }
+    (range.0 + 0.0, range.1 + 0.0)
+}
+
+/// Largest magnitude; 0 for an empty slice.
+#[inline(always)]
+pub fn max_abs(x: &[f32]) -> f32 {
+    let mut max = [0.0_f32; LANES];
+    let (chunks, tail) = x.as_chunks::<LANES>();
+    for chunk in chunks {
+        for lane in 0..LANES {
+            let a = chunk[lane].abs();
+            max[lane] = if a > max[lane] { a } else { max[lane] };
+        }
+    }
+    for (lane, &x) in tail.iter().enumerate() {
+        max[lane] = if x.abs() > max[lane] { x.abs() } else { max[lane] };
+    }
+    max.into_iter().fold(0.0, |a, b| if b > a { b } else { a })
+}
+
+/// Whether no element is infinite or NaN.
+#[inline(always)]
+pub fn all_finite(x: &[f32]) -> bool {
+    let mut largest = 0_u32;
+    for &x in x {
+        largest = largest.max(x.to_bits() & 0x7fff_ffff);
+    }
+    largest < f32::INFINITY.to_bits()
+}
+
+/// Sums the lanes in a fixed tree: halves are added until one is left.
+#[inline(always)]
+pub fn fold_lanes(mut lanes: [f32; LANES]) -> f32 {
+    let mut width = LANES / 2;
+    while width > 0 {
+        for lane in 0..width {
+            lanes[lane] += lanes[lane + width];
+        }
+        width /= 2;
+    }
+    lanes[0]
+}
+
+/// [`fold_lanes`] for f64.
+#[inline(always)]
+pub fn fold_lanes_f64(mut lanes: [f64; LANES]) -> f64 {
+    let mut width = LANES / 2;
+    while width > 0 {
+        for lane in 0..width {
+            lanes[lane] += lanes[lane + width];
+        }
+        width /= 2;
+    }
+    lanes[0]
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn rounds_half_away_from_zero() {
+        let cases = [
+            (0.5, 1.0),
+            (-0.5, -1.0),
+            (1.5, 2.0),
+            (2.5, 3.0),
+            (-2.5, -3.0),
+            (0.499_999_97, 0.0),
+            (-0.499_999_97, 0.0),
+            (254.5, 255.0),
+            (3.0, 3.0),
+        ];
+        for (x, want) in cases {
+            assert_eq!(round_half_away(x), want, "{x}");
+        }
+    }
+
+    #[test]
+    fn every_code_survives_the_float_conversion() {
+        for code in i8::MIN..=i8::MAX {
+            assert_eq!(to_code(f32::from(code)), code);
+        }
+    }
+
+    #[test]
+    fn decoding_inverts_encoding_on_the_grid() {
+        for bits in BitWidth::ALL {
+            let affine = Affine { scale: 0.25, min: -3.0 };
+            let codes: Vec<i8> = (bits.lowest()..=bits.highest()).collect();
+            for scheme in [Scheme::Symmetric, Scheme::Asymmetric] {
+                let offset = offset(bits, scheme, affine);
+                let weights: Vec<f32> = codes.iter().map(|&c| decode(affine, offset, c)).collect();
+                let mut back = vec![0; codes.len()];
+                match scheme {
+                    Scheme::Symmetric => encode_symmetric(bits, affine.scale, &weights, &mut back),
+                    Scheme::Asymmetric => encode_asymmetric(bits, affine, &weights, &mut back),
+                }
+                assert_eq!(back, codes);
+            }
+        }
+    }
+
+    #[test]
+    fn reductions_see_every_element() {
+        for len in 1..40 {
+            for at in 0..len {
+                let mut x = vec![1.0_f32; len];
+                x[at] = -7.0;
+                assert_eq!(min_max(&x).0, -7.0);
+                assert_eq!(max_abs(&x), 7.0);
+                x[at] = 9.0;
+                assert_eq!(min_max(&x).1, 9.0);
+                assert!(all_finite(&x));
+                for bad in [f32::NAN, f32::INFINITY, f32::NEG_INFINITY] {
+                    x[at] = bad;
+                    assert!(!all_finite(&x));
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn a_zero_minimum_is_positive_zero() {
+        assert_eq!(min_max(&[-0.0, 0.0, 1.0]).0.to_bits(), 0);
+        assert_eq!(min_max(&[-0.0; 33]).1.to_bits(), 0);
+    }
+}
