@@ -13,7 +13,8 @@
 
 use super::spec::{BitWidth, Scheme};
 
-/// Accumulators of a reduction: element `i` of a block goes to lane `i % LANES`, on every CPU.
+/// Accumulators of a reduction: element `i` of a block goes to lane `i % LANES` on every CPU; what is left beyond the
+/// last full vector is added at the end, one by one.
 pub const LANES: usize = 16;
 
 /// Blocks whose scale is not above this carry one constant code (MNN's rule for dead channels).
@@ -56,9 +57,8 @@ pub fn to_code(x: f32) -> i8 {
 #[inline(always)]
 pub fn encode_symmetric(bits: BitWidth, scale: f32, weights: &[f32], codes: &mut [i8]) {
     let (lo, hi) = (-bits.half(), bits.half() - 1.0);
-    for (code, w) in codes.iter_mut().zip(weights) {
-        *code = to_code(round_half_away(clamp(w / scale, lo, hi)));
-    }
+    let encode = Symmetric { scale, lo, hi };
+    encode_chunks(encode, weights, codes);
 }
 
 /// Codes of a block on the asymmetric grid `w = min + scale * index`.
@@ -66,10 +66,57 @@ pub fn encode_symmetric(bits: BitWidth, scale: f32, weights: &[f32], codes: &mut
 /// `scale` must not be 0. `weights` and `codes` have the same length.
 #[inline(always)]
 pub fn encode_asymmetric(bits: BitWidth, affine: Affine, weights: &[f32], codes: &mut [i8]) {
-    let (steps, half) = (bits.steps(), bits.half());
-    for (code, w) in codes.iter_mut().zip(weights) {
-        let index = round_half_away(clamp((w - affine.min) / affine.scale, 0.0, steps));
-        *code = to_code(index - half);
+    let encode = Asymmetric { affine, steps: bits.steps(), half: bits.half() };
+    encode_chunks(encode, weights, codes);
+}
+
+/// Code of one weight.
+trait Encode: Copy {
+    fn code(self, w: f32) -> i8;
+}
+
+#[derive(Clone, Copy)]
+struct Symmetric {
+    scale: f32,
+    lo: f32,
+    hi: f32,
+}
+
+impl Encode for Symmetric {
+    #[inline(always)]
+    fn code(self, w: f32) -> i8 {
+        to_code(round_half_away(clamp(w / self.scale, self.lo, self.hi)))
+    }
+}
+
+#[derive(Clone, Copy)]
+struct Asymmetric {
+    affine: Affine,
+    steps: f32,
+    half: f32,
+}
+
+impl Encode for Asymmetric {
+    #[inline(always)]
+    fn code(self, w: f32) -> i8 {
+        let index = round_half_away(clamp((w - self.affine.min) / self.affine.scale, 0.0, self.steps));
+        to_code(index - self.half)
+    }
+}
+
+/// Encodes by whole vectors: left to itself, the vectorizer picks the width of the codes and sends short blocks to
+/// its scalar remainder.
+#[inline(always)]
+fn encode_chunks<E: Encode>(encode: E, weights: &[f32], codes: &mut [i8]) {
+    let (weight_chunks, weight_tail) = weights.as_chunks::<LANES>();
+    let (code_chunks, code_tail) = codes.as_chunks_mut::<LANES>();
+    for (c, w) in code_chunks.iter_mut().zip(weight_chunks) {
+        for lane in 0..LANES {
+            c[lane] = encode.code(w[lane]);
+        }
+    }
+    for (c, &w) in code_tail.iter_mut().zip(weight_tail) {
+        *c = encode.code(w);
     }
 }
 
@@ -100,14 +147,10 @@ pub fn min_max(x: &[f32]) -> (f32, f32) {
             max[lane] = if chunk[lane] > max[lane] { chunk[lane] } else { max[lane] };
         }
     }
-    for (lane, &x) in tail.iter().enumerate() {
-        min[lane] = if x < min[lane] { x } else { min[lane] };
-        max[lane] = if x > max[lane] { x } else { max[lane] };
-    }
-    let mut range = (min[0], max[0]);
-    for lane in 1..LANES {
-        range.0 = if min[lane] < range.0 { min[lane] } else { range.0 };
-        range.1 = if max[lane] > range.1 { max[lane] } else { range.1 };
+    let mut range = (fold_with::<Min, _>(min), fold_with::<Max, _>(max));
+    for &x in tail {
+        range.0 = if x < range.0 { x } else { range.0 };
+        range.1 = if x > range.1 { x } else { range.1 };
     }
     (range.0 + 0.0, range.1 + 0.0)
 }
@@ -123,10 +166,11 @@ pub fn max_abs(x: &[f32]) -> f32 {
             max[lane] = if a > max[lane] { a } else { max[lane] };
         }
     }
-    for (lane, &x) in tail.iter().enumerate() {
-        max[lane] = if x.abs() > max[lane] { x.abs() } else { max[lane] };
+    let mut largest = fold_with::<Max, _>(max);
+    for &x in tail {
+        largest = if x.abs() > largest { x.abs() } else { largest };
     }
-    max.into_iter().fold(0.0, |a, b| if b > a { b } else { a })
+    largest
 }
 
 /// Whether no element is infinite or NaN.
@@ -139,30 +183,66 @@ pub fn all_finite(x: &[f32]) -> bool {
     largest < f32::INFINITY.to_bits()
 }
 
-/// Sums the lanes in a fixed tree: halves are added until one is left.
+/// Sums the lanes in a fixed tree: halves are combined until one is left.
 #[inline(always)]
-pub fn fold_lanes(mut lanes: [f32; LANES]) -> f32 {
-    let mut width = LANES / 2;
-    while width > 0 {
-        for lane in 0..width {
-            lanes[lane] += lanes[lane + width];
-        }
-        width /= 2;
-    }
-    lanes[0]
+pub fn fold_lanes(lanes: [f32; LANES]) -> f32 {
+    fold_with::<Sum, _>(lanes)
+}
+
+/// The largest lane.
+#[inline(always)]
+pub fn fold_max(lanes: [f32; LANES]) -> f32 {
+    fold_with::<Max, _>(lanes)
 }
 
 /// [`fold_lanes`] for f64.
 #[inline(always)]
-pub fn fold_lanes_f64(mut lanes: [f64; LANES]) -> f64 {
-    let mut width = LANES / 2;
-    while width > 0 {
-        for lane in 0..width {
-            lanes[lane] += lanes[lane + width];
-        }
-        width /= 2;
+pub fn fold_lanes_f64(lanes: [f64; LANES]) -> f64 {
+    fold_with::<Sum, _>(lanes)
+}
+
+/// What combines two lanes.
+trait Combine<T> {
+    fn combine(a: T, b: T) -> T;
+}
+
+struct Sum;
+struct Min;
+struct Max;
+
+impl<T: std::ops::Add<Output = T>> Combine<T> for Sum {
+    #[inline(always)]
+    fn combine(a: T, b: T) -> T {
+        a + b
     }
-    lanes[0]
+}
+
+impl Combine<f32> for Min {
+    #[inline(always)]
+    fn combine(a: f32, b: f32) -> f32 {
+        if b < a { b } else { a }
+    }
+}
+
+impl Combine<f32> for Max {
+    #[inline(always)]
+    fn combine(a: f32, b: f32) -> f32 {
+        if b > a { b } else { a }
+    }
+}
+
+/// Arrays of their own size at every level, so that they stay in registers.
+#[inline(always)]
+fn fold_with<C: Combine<T>, T: Copy>(x: [T; LANES]) -> T {
+    let mut a = [x[0]; 8];
+    for i in 0..8 {
+        a[i] = C::combine(x[i], x[i + 8]);
+    }
+    let mut b = [x[0]; 4];
+    for i in 0..4 {
+        b[i] = C::combine(a[i], a[i + 4]);
+    }
+    C::combine(C::combine(b[0], b[2]), C::combine(b[1], b[3]))
 }
 
 #[cfg(test)]

@@ -27,34 +27,43 @@ struct Moments {
 impl Moments {
     #[inline(always)]
     fn of_row(bits: BitWidth, scheme: Scheme, blocks: &RowBlocks<'_>) -> Self {
-        let mut sums = [[0.0_f64; LANES]; 4];
+        let mut total = Self { weight: 0.0, decoded: 0.0, weight_weight: 0.0, weight_decoded: 0.0 };
         for (i, (weights, codes)) in
             blocks.weights.chunks_exact(blocks.block).zip(blocks.codes.chunks_exact(blocks.block)).enumerate()
         {
             let affine = blocks.affine(i);
-            let offset = affine::offset(bits, scheme, affine);
-            let (weight_chunks, weight_tail) = weights.as_chunks::<LANES>();
-            let (code_chunks, code_tail) = codes.as_chunks::<LANES>();
-            for (w, c) in weight_chunks.iter().zip(code_chunks) {
-                for lane in 0..LANES {
-                    Self::add(&mut sums, lane, w[lane], affine::decode(affine, offset, c[lane]));
-                }
-            }
-            for (lane, (&w, &c)) in weight_tail.iter().zip(code_tail).enumerate() {
-                Self::add(&mut sums, lane, w, affine::decode(affine, offset, c));
-            }
+            total.add_block(affine, affine::offset(bits, scheme, affine), weights, codes);
         }
-        let [weight, decoded, weight_weight, weight_decoded] = sums.map(fold_lanes_f64);
-        Self { weight, decoded, weight_weight, weight_decoded }
+        total
     }
 
     #[inline(always)]
-    fn add(sums: &mut [[f64; LANES]; 4], lane: usize, w: f32, d: f32) {
-        let (w, d) = (f64::from(w), f64::from(d));
-        sums[0][lane] += w;
-        sums[1][lane] += d;
-        sums[2][lane] += w * w;
-        sums[3][lane] += w * d;
+    fn add_block(&mut self, affine: Affine, offset: f32, weights: &[f32], codes: &[i8]) {
+        let (mut sw, mut sd) = ([0.0_f64; LANES], [0.0_f64; LANES]);
+        let (mut sww, mut swd) = ([0.0_f64; LANES], [0.0_f64; LANES]);
+        let (weight_chunks, weight_tail) = weights.as_chunks::<LANES>();
+        let (code_chunks, code_tail) = codes.as_chunks::<LANES>();
+        for (w, c) in weight_chunks.iter().zip(code_chunks) {
+            for lane in 0..LANES {
+                let d = f64::from(affine::decode(affine, offset, c[lane]));
+                let w = f64::from(w[lane]);
+                sw[lane] += w;
+                sd[lane] += d;
+                sww[lane] += w * w;
+                swd[lane] += w * d;
+            }
+        }
+        self.weight += fold_lanes_f64(sw);
+        self.decoded += fold_lanes_f64(sd);
+        self.weight_weight += fold_lanes_f64(sww);
+        self.weight_decoded += fold_lanes_f64(swd);
+        for (&w, &c) in weight_tail.iter().zip(code_tail) {
+            let (w, d) = (f64::from(w), f64::from(affine::decode(affine, offset, c)));
+            self.weight += w;
+            self.decoded += d;
+            self.weight_weight += w * w;
+            self.weight_decoded += w * d;
+        }
     }
 }
 

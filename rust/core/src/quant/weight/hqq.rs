@@ -18,7 +18,7 @@
 //! computed here from additions and multiplications, so every CPU gives the same bits.
 
 use super::{Block, BlockQuantizer};
-use crate::quant::affine::{self, Affine, LANES, clamp, fold_lanes, round_half_away, to_code};
+use crate::quant::affine::{self, Affine, LANES, clamp, fold_lanes, fold_max, round_half_away, to_code};
 use crate::quant::spec::BitWidth;
 
 /// Norm exponent `p` of the published defaults; MNN fixes the same.
@@ -37,6 +37,13 @@ const ITERATIONS: u32 = 20;
 pub struct MnnHqq {
     /// Bits per code.
     pub bits: BitWidth,
+}
+
+impl MnnHqq {
+    #[inline(always)]
+    fn code(w: f32, min: f32, r: f32, half: f32) -> i8 {
+        to_code(round_half_away(clamp((w - min) * r - half, -half, half - 1.0)))
+    }
 }
 
 impl BlockQuantizer for MnnHqq {
@@ -58,8 +65,15 @@ impl BlockQuantizer for MnnHqq {
         }
         let affine = Affine { scale: step.inverse, min: -(z * step.inverse) };
         let half = self.bits.half();
-        for (code, w) in codes.iter_mut().zip(weights) {
-            *code = to_code(round_half_away(clamp((w - affine.min) * r - half, -half, half - 1.0)));
+        let (weight_chunks, weight_tail) = weights.as_chunks::<LANES>();
+        let (code_chunks, code_tail) = codes.as_chunks_mut::<LANES>();
+        for (c, w) in code_chunks.iter_mut().zip(weight_chunks) {
+            for lane in 0..LANES {
+                c[lane] = Self::code(w[lane], affine.min, r, half);
+            }
+        }
+        for (c, &w) in code_tail.iter_mut().zip(weight_tail) {
+            *c = Self::code(w, affine.min, r, half);
         }
         affine
     }
@@ -162,18 +176,17 @@ impl Step {
                 largest[lane] = if residual > largest[lane] { residual } else { largest[lane] };
             }
         }
-        for (lane, x) in tail.iter().enumerate() {
+        let (mut sum, mut error, mut largest) = (fold_lanes(sum), fold_lanes(error), fold_max(largest));
+        for x in tail {
             let t = x + z;
             let q = round_half_away(clamp(t, 0.0, self.steps));
             let residual = (t - q).abs();
-            sum[lane] += q - x;
-            error[lane] += residual;
-            largest[lane] = if residual > largest[lane] { residual } else { largest[lane] };
+            sum += q - x;
+            error += residual;
+            largest = if residual > largest { residual } else { largest };
         }
-        let error = fold_lanes(error);
-        let largest = largest.into_iter().fold(0.0, |a: f32, b| if b > a { b } else { a });
         let sum = if largest * self.inverse < self.shrink.inactive_below {
-            fold_lanes(sum)
+            sum
         } else {
             self.shrunk_sum(weights, scaled, z)
         };
@@ -191,10 +204,11 @@ impl Step {
                 sum[lane] += self.shrunk_term(w[lane], x[lane], z);
             }
         }
-        for (lane, (&w, &x)) in tail.iter().zip(scaled_tail).enumerate() {
-            sum[lane] += self.shrunk_term(w, x, z);
+        let mut sum = fold_lanes(sum);
+        for (&w, &x) in tail.iter().zip(scaled_tail) {
+            sum += self.shrunk_term(w, x, z);
         }
-        fold_lanes(sum)
+        sum
     }
 
     #[inline(always)]

@@ -29,7 +29,6 @@ use self::gain::RowBlocks;
 use self::hqq::{MnnHqq, ReferenceHqq};
 use self::rtn::RoundToNearest;
 use self::search::Search;
-use self::stats::ErrorLanes;
 use super::affine::{self, Affine};
 use super::error::QuantError;
 use super::spec::{BitWidth, Granularity, ScaleStorage, Scheme, WeightMethod, WeightQuantSpec};
@@ -358,20 +357,20 @@ fn finish_row(
             recode(bits, scheme, block, weights, codes, scale, min);
         }
     }
-    let mut lanes = ErrorLanes::new();
+    let mut error = WeightError::default();
     for (i, (weights, codes)) in weights.chunks_exact(block).zip(codes.chunks_exact(block)).enumerate() {
         let affine = Affine { scale: scale[i], min: min.get(i).copied().unwrap_or(0.0) };
-        lanes.add(bits, scheme, affine, weights, codes);
+        error = error.merge(WeightError::of_block(bits, scheme, affine, weights, codes));
     }
-    Ok(lanes.finish())
+    Ok(error)
 }
 
 /// Rounds the parameters to the nearest half floats.
 fn round_to_half(row: usize, scale: &mut [f32], min: &mut [f32]) -> Result<(), QuantError> {
-    for block in 0..scale.len() {
-        let wanted = Affine { scale: scale[block], min: min.get(block).copied().unwrap_or(0.0) };
-        scale[block] = f16::from_f32(wanted.scale).to_f32();
-        let mut finite = scale[block].is_finite();
+    for (block, scale) in scale.iter_mut().enumerate() {
+        let wanted = Affine { scale: *scale, min: min.get(block).copied().unwrap_or(0.0) };
+        *scale = f16::from_f32(wanted.scale).to_f32();
+        let mut finite = scale.is_finite();
         if let Some(min) = min.get_mut(block) {
             *min = f16::from_f32(wanted.min).to_f32();
             finite &= min.is_finite();

@@ -60,6 +60,32 @@ impl Candidate {
     const NONE: Self = Self { offset: 0.0, scale: 0.0, error: f32::INFINITY };
 }
 
+/// Partial sums over codes `q` and residuals `d` in steps.
+#[derive(Clone, Copy, Default)]
+struct Sums {
+    d: [f32; LANES],
+    dd: [f32; LANES],
+    q: [f32; LANES],
+    qq: [f32; LANES],
+    dq: [f32; LANES],
+}
+
+impl Sums {
+    #[inline(always)]
+    fn add(&mut self, w: &[f32; LANES], offset: f32, inverse: f32, half: f32) {
+        for lane in 0..LANES {
+            let t = (w[lane] - offset) * inverse;
+            let q = clamp(t, -half, half - 1.0).round_ties_even();
+            let d = t - q;
+            self.d[lane] += d;
+            self.dd[lane] += d * d;
+            self.q[lane] += q;
+            self.qq[lane] += q * q;
+            self.dq[lane] += d * q;
+        }
+    }
+}
+
 /// The best few candidates, best first.
 struct Best([Candidate; STARTS]);
 
@@ -106,34 +132,20 @@ impl Search {
     fn refit(self, weights: &[f32], inverse_range: f32, grid: Candidate) -> Candidate {
         let half = self.bits.half();
         let inverse = 1.0 / grid.scale;
-        let (mut sd, mut sdd) = ([0.0_f32; LANES], [0.0_f32; LANES]);
-        let (mut sq, mut sqq, mut sdq) = ([0.0_f32; LANES], [0.0_f32; LANES], [0.0_f32; LANES]);
+        let mut sums = Sums::default();
         let (chunks, tail) = weights.as_chunks::<LANES>();
         for w in chunks {
-            for lane in 0..LANES {
-                let t = (w[lane] - grid.offset) * inverse;
-                let q = clamp(t, -half, half - 1.0).round_ties_even();
-                let d = t - q;
-                sd[lane] += d;
-                sdd[lane] += d * d;
-                sq[lane] += q;
-                sqq[lane] += q * q;
-                sdq[lane] += d * q;
-            }
+            sums.add(w, grid.offset, inverse, half);
         }
-        for (lane, w) in tail.iter().enumerate() {
-            let t = (w - grid.offset) * inverse;
-            let q = clamp(t, -half, half - 1.0).round_ties_even();
-            let d = t - q;
-            sd[lane] += d;
-            sdd[lane] += d * d;
-            sq[lane] += q;
-            sqq[lane] += q * q;
-            sdq[lane] += d * q;
+        if !tail.is_empty() {
+            // A weight equal to the offset has code 0 and no residual: it adds nothing.
+            let mut padded = [grid.offset; LANES];
+            padded[..tail.len()].copy_from_slice(tail);
+            sums.add(&padded, grid.offset, inverse, half);
         }
         let n = weights.len() as f32;
-        let (sd, sdd, sq) = (fold_lanes(sd), fold_lanes(sdd), fold_lanes(sq));
-        let (sqq, sdq) = (fold_lanes(sqq), fold_lanes(sdq));
+        let (sd, sdd, sq) = (fold_lanes(sums.d), fold_lanes(sums.dd), fold_lanes(sums.q));
+        let (sqq, sdq) = (fold_lanes(sums.qq), fold_lanes(sums.dq));
         let (spread, shared, residual) = match self.scheme {
             Scheme::Symmetric => (sqq, sdq, sdd),
             Scheme::Asymmetric => (sqq - sq * sq / n, sdq - sd * sq / n, sdd - sd * sd / n),
@@ -160,7 +172,8 @@ impl Search {
         let mut best = start;
         for _ in 0..ROUNDS {
             let next = self.refit(weights, inverse_range, best);
-            if !(next.error < best.error * PROGRESS) || next.scale == 0.0 {
+            let progress = next.error < best.error * PROGRESS;
+            if !progress || next.scale == 0.0 {
                 break;
             }
             best = next;
@@ -184,17 +197,16 @@ impl Search {
             }
             Scheme::Symmetric => {
                 let widest = if -low > high { -low } else { high };
-                let mut try_both_signs = |scale: f32| {
-                    for scale in [scale, -scale] {
-                        let grid = Candidate { offset: 0.0, scale, error: f32::INFINITY };
-                        best.insert(self.refit(weights, inverse_range, grid));
-                    }
-                };
-                // The largest magnitude fits the longer side of the codes exactly.
-                try_both_signs(widest / self.bits.half());
+                // The first scale makes the largest magnitude fit the longer side of the codes exactly.
                 let points = 2 * self.points;
-                for i in 0..points {
-                    try_both_signs(widest / (self.bits.half() - 1.0) * self.fraction(i, points));
+                for i in 0..2 * (points + 1) {
+                    let scale = match i / 2 {
+                        0 => widest / self.bits.half(),
+                        i => widest / (self.bits.half() - 1.0) * self.fraction(i - 1, points),
+                    };
+                    let scale = if i % 2 == 0 { scale } else { -scale };
+                    let grid = Candidate { offset: 0.0, scale, error: f32::INFINITY };
+                    best.insert(self.refit(weights, inverse_range, grid));
                 }
             }
         }
@@ -257,7 +269,8 @@ impl BlockQuantizer for Search {
                 let end = self.converge(weights, inverse_range, start);
                 best = if end.error < best.error { end } else { best };
             }
-            if !(best.error < before.error * PROGRESS) {
+            let progress = best.error < before.error * PROGRESS;
+            if !progress {
                 break;
             }
         }
@@ -280,10 +293,11 @@ fn mean(x: &[f32]) -> f32 {
             sum[lane] += chunk[lane];
         }
     }
-    for (lane, x) in tail.iter().enumerate() {
-        sum[lane] += x;
+    let mut sum = fold_lanes(sum);
+    for x in tail {
+        sum += x;
     }
-    fold_lanes(sum) / x.len() as f32
+    sum / x.len() as f32
 }
 
 #[cfg(test)]
