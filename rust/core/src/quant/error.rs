@@ -106,3 +106,20 @@ pub enum QuantError {
         reason: String,
     },
 }
+
+impl QuantError {
+    /// The option the error is about, by its name in the Python interface; `weight` for the matrix itself.
+    pub fn key(&self) -> &'static str {
+        match self {
+            Self::BitWidth { .. } => "bits",
+            Self::BlockLength { .. } => "block",
+            Self::UnknownMethod { .. } | Self::NeedsAsymmetric { .. } | Self::NeedsPerRow { .. } => "method",
+            Self::Empty { .. }
+            | Self::Strides { .. }
+            | Self::NonFinite { .. }
+            | Self::RangeOverflow { .. } => "weight",
+            Self::HalfOverflow { .. } => "fp16_scales",
+            Self::Threads { .. } => "threads",
+        }
+    }
+}

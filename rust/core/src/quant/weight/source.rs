@@ -92,6 +92,9 @@ impl<'a, T: WeightElement> StridedMatrix<'a, T> {
         if last.is_none_or(|last| last >= data.len()) {
             return Err(QuantError::Strides { rows, row_len, row_stride, col_stride, len: data.len() });
         }
+        // The stride of an axis of one element says nothing.
+        let col_stride = if row_len == 1 { 1 } else { col_stride };
+        let row_stride = if rows == 1 { row_len } else { row_stride };
         Ok(Self { data, rows, row_len, row_stride, col_stride })
     }
 
@@ -137,8 +140,7 @@ impl<T: WeightElement> WeightSource for StridedMatrix<'_, T> {
     }
 
     fn contiguous(&self, rows: Range<usize>) -> Option<&[f32]> {
-        let row_major = self.row_stride == self.row_len && (self.col_stride == 1 || self.row_len == 1);
-        if !row_major {
+        if self.row_stride != self.row_len || self.col_stride != 1 {
             return None;
         }
         T::as_f32(self.data.get(rows.start * self.row_len..rows.end * self.row_len)?)
