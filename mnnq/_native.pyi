@@ -14,6 +14,8 @@ __all__ = [
     "encode_weights",
     "model_to_bytes",
     "pack_half",
+    "quantize_codes",
+    "quantize_weights",
     "read_model",
     "schema",
     "validate",
@@ -43,6 +45,32 @@ class DecodedWeights(TypedDict):
     bits: int | None
     rows: int | None
     row_len: int | None
+
+@type_check_only
+class WeightStats(TypedDict):
+    """Error figures of a quantized matrix, and what it was quantized to."""
+
+    sqnr_db: float
+    relative_rms: float
+    max_abs_error: float
+    squared_error: float
+    squared_weight: float
+    rows: int
+    row_len: int
+    bits: int
+    block: int
+    symmetric: bool
+    method: str
+
+@type_check_only
+class QuantizedCodes(TypedDict):
+    """What `quantize_codes` returns."""
+
+    codes: npt.NDArray[np.int8]
+    scale: npt.NDArray[np.float32]
+    min: npt.NDArray[np.float32] | None
+    row_relative_rms: npt.NDArray[np.float64]
+    stats: WeightStats
 
 def read_model(
     source: str | PathLike[str] | bytes, external: str | PathLike[str] | None = None
@@ -208,4 +236,79 @@ def pack_half(weight: npt.NDArray[np.float32]) -> dict[str, Any]:
     ----------
     weight
         float32, any shape; clamped to ±65504 and rounded to nearest even.
+    """
+
+def quantize_weights(
+    weight: npt.NDArray[Any],
+    *,
+    bits: int,
+    symmetric: bool,
+    block: int | None = None,
+    method: str = "rtn",
+    gain_correction: bool = False,
+    fp16_scales: bool = False,
+    sparse: bool = False,
+    threads: int | None = None,
+) -> tuple[dict[str, Any], WeightStats]:
+    """Quantize a weight matrix and encode it as an ``IDSTQuan`` table.
+
+    Parameters
+    ----------
+    weight
+        float32, float16 or bfloat16, ``[rows, row_len]``, any strides; a row is an output channel. A transposed view
+        is read in place.
+    bits
+        Bits per code, 2 to 8.
+    symmetric
+        Store a scale per block only; otherwise a scale and a minimum.
+    block
+        Elements of a row that share a scale; must divide ``row_len``. None: the whole row.
+    method
+        "rtn" (MNN's default rule), "hqq" (MNN's ``--hqq``), "hqq_ref" (as published) or "search" (smallest squared
+        error).
+    gain_correction
+        Restore gain and, if asymmetric, mean of each row.
+    fp16_scales
+        Store scales and minima as half floats.
+    sparse
+        Use the sparse layout where it is smaller.
+    threads
+        Number of threads; by default one per CPU. The result does not depend on it.
+
+    Returns
+    -------
+    tuple
+        The table as `write_model` takes it for ``quanParameter``, and the error figures.
+
+    Raises
+    ------
+    QuantizationError
+        If an option does not fit, or a weight is not finite; its ``key`` names the argument.
+    """
+
+def quantize_codes(
+    weight: npt.NDArray[Any],
+    *,
+    bits: int,
+    symmetric: bool,
+    block: int | None = None,
+    method: str = "rtn",
+    gain_correction: bool = False,
+    fp16_scales: bool = False,
+    threads: int | None = None,
+) -> QuantizedCodes:
+    """Quantize a weight matrix and return codes, scales and minima as arrays.
+
+    Parameters are those of `quantize_weights`.
+
+    Returns
+    -------
+    QuantizedCodes
+        ``codes``: int8 ``[rows, row_len]``; ``scale``: float32 ``[rows, row_len / block]``; ``min``: likewise, or None
+        if symmetric; ``row_relative_rms``: float64 ``[rows]``; ``stats``: the error figures.
+
+    Raises
+    ------
+    QuantizationError
+        If an option does not fit, or a weight is not finite; its ``key`` names the argument.
     """

@@ -350,7 +350,7 @@ fn pack_half<'py>(py: Python<'py>, weight: PyReadonlyArrayDyn<'py, f32>) -> PyRe
 }
 
 /// A table as a dictionary.
-fn to_dict<'py>(py: Python<'py>, table: &Table) -> PyResult<Bound<'py, PyDict>> {
+pub(crate) fn to_dict<'py>(py: Python<'py>, table: &Table) -> PyResult<Bound<'py, PyDict>> {
     let out = PyDict::new(py);
     for field in table.kind().desc().fields {
         let default = field.default.map(Value::Scalar);

@@ -5,6 +5,7 @@
 mod arrays;
 mod errors;
 mod format;
+mod quant;
 
 use pyo3::prelude::*;
 
@@ -16,6 +17,7 @@ mod _native {
     #[pymodule_init]
     fn init(module: &Bound<'_, PyModule>) -> PyResult<()> {
         module.add("__version__", env!("CARGO_PKG_VERSION"))?;
-        format::add(module)
+        format::add(module)?;
+        quant::add(module)
     }
 }

@@ -351,7 +351,8 @@ fn finish_row(
         RowBlocks { weights, codes, block, scale, min }.correct_gain(bits, scheme);
     }
     if spec.scale_storage == ScaleStorage::F16 {
-        round_to_half(row, scale, min)?;
+        let mnn = matches!(spec.method, WeightMethod::RoundToNearest | WeightMethod::Hqq);
+        round_to_half(if mnn { truncate_to_half } else { nearest_half }, row, scale, min)?;
         // With corrected gain the nearest codes would undo the correction.
         if spec.method == WeightMethod::Search && !spec.gain_correction {
             recode(bits, scheme, block, weights, codes, scale, min);
@@ -365,14 +366,32 @@ fn finish_row(
     Ok(error)
 }
 
-/// Rounds the parameters to the nearest half floats.
-fn round_to_half(row: usize, scale: &mut [f32], min: &mut [f32]) -> Result<(), QuantError> {
+/// The nearest half float.
+fn nearest_half(x: f32) -> f32 {
+    f16::from_f32(x).to_f32()
+}
+
+/// The next half float toward zero, which is how MNN's converter stores scales and minima.
+fn truncate_to_half(x: f32) -> f32 {
+    let nearest = f16::from_f32(x);
+    let away = nearest.to_f32().abs() > x.abs();
+    // The bits of a half, sign apart, are ordered by magnitude.
+    f16::from_bits(nearest.to_bits() - u16::from(away && nearest.is_finite())).to_f32()
+}
+
+/// Rounds the parameters to half floats.
+fn round_to_half(
+    round: fn(f32) -> f32,
+    row: usize,
+    scale: &mut [f32],
+    min: &mut [f32],
+) -> Result<(), QuantError> {
     for (block, scale) in scale.iter_mut().enumerate() {
         let wanted = Affine { scale: *scale, min: min.get(block).copied().unwrap_or(0.0) };
-        *scale = f16::from_f32(wanted.scale).to_f32();
+        *scale = round(wanted.scale);
         let mut finite = scale.is_finite();
         if let Some(min) = min.get_mut(block) {
-            *min = f16::from_f32(wanted.min).to_f32();
+            *min = round(wanted.min);
             finite &= min.is_finite();
         }
         if !finite {

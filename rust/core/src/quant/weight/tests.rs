@@ -214,3 +214,22 @@ proptest! {
         }
     }
 }
+
+#[test]
+fn truncation_to_half_never_grows_and_moves_less_than_one_unit() {
+    for bits in 0..=u16::MAX {
+        let half = f16::from_bits(bits);
+        if !half.is_finite() || half.to_bits() & 0x7fff == 0x7bff {
+            continue;
+        }
+        let exact = half.to_f32();
+        assert_eq!(truncate_to_half(exact).to_bits(), exact.to_bits());
+        let next = f16::from_bits(bits + 1).to_f32();
+        for fraction in [0.01, 0.5, 0.99] {
+            let between = exact + (next - exact) * fraction;
+            assert_eq!(truncate_to_half(between), exact, "{between}");
+            let nearest = if fraction < 0.5 { exact } else { next };
+            assert!(fraction == 0.5 || nearest_half(between) == nearest);
+        }
+    }
+}
