@@ -24,7 +24,8 @@ def round_half_away(x: np.ndarray) -> np.ndarray:
     """Round half away from zero, exactly: the fraction of a float below 2^23 is exact."""
     whole = np.trunc(x)
     away: np.ndarray = np.where(np.abs(x - whole) >= 0.5, np.sign(x), 0).astype(x.dtype)
-    return np.add(whole, away)
+    rounded: np.ndarray = whole + away
+    return rounded
 
 
 def emulate_rtn(
