@@ -73,8 +73,8 @@ struct Sums {
 impl Sums {
     #[inline(always)]
     fn add(&mut self, w: &[f32; LANES], offset: f32, inverse: f32, half: f32) {
-        for lane in 0..LANES {
-            let t = (w[lane] - offset) * inverse;
+        for (lane, w) in w.iter().enumerate() {
+            let t = (w - offset) * inverse;
             let q = clamp(t, -half, half - 1.0).round_ties_even();
             let d = t - q;
             self.d[lane] += d;
