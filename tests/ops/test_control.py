@@ -192,3 +192,32 @@ def test_a_loop_in_a_loop(mnn_runtime: MnnRuntime) -> None:
     feeds = {"x": X, "start": X * 0}
     node = make("Loop", ["m", "", "start"], ["y"], body=outer)
     check(model([node], feeds, ["y"], {"m": np.array(2)}), feeds, mnn_runtime)
+
+
+@pytest.mark.parametrize("trips", [0, 1, 3])
+def test_a_state_that_grows(mnn_runtime: MnnRuntime, trips: int) -> None:
+    nodes = [make("Identity", ["c"], ["c_out"]), make("Concat", ["v", "x"], ["v_out"], axis=0)]
+    boolean, number = TensorProto.BOOL, TensorProto.INT64
+    body = graph(
+        "body",
+        nodes,
+        [value("i", kind=number), value("c", kind=boolean), value("v", "k", 3)],
+        [value("c_out", kind=boolean), value("v_out", "m", 3)],
+    )
+    feeds = {"x": X, "m": np.array(trips)}
+    check(model([make("Loop", ["m", "", "x"], ["y"], body=body)], feeds, ["y"]), feeds, mnn_runtime)
+
+
+@pytest.mark.parametrize("enter", [True, False])
+def test_a_loop_without_a_trip_count(mnn_runtime: MnnRuntime, enter: bool) -> None:
+    boolean, number = TensorProto.BOOL, TensorProto.INT64
+    body = graph(
+        "body",
+        [make("Add", ["v", "one"], ["v_out"]), make("Less", ["v_out", "ten"], ["c_out"])],
+        [value("i", kind=number), value("c", kind=boolean), value("v")],
+        [value("c_out", kind=boolean), value("v_out")],
+        one=np.array(1, np.float32),
+        ten=np.array(10, np.float32),
+    )
+    feeds = {"x": np.array(2.5, np.float32), "c0": np.array(enter)}
+    check(model([make("Loop", ["", "c0", "x"], ["y"], body=body)], feeds, ["y"]), feeds, mnn_runtime)
