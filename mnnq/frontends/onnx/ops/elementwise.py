@@ -225,7 +225,10 @@ def cast_like(b: Lowering, node: Node) -> None:
 
 
 def convert(b: Lowering, x: str, target: np.dtype[Any], out: str) -> str:
-    """ONNX ``Cast`` between the two types of the MNN graph, with the value range of the ONNX type."""
+    """ONNX ``Cast`` between the two types of the MNN graph, with the value range of the ONNX integer type.
+
+    float16, bfloat16 and float64 stay float32: they keep its precision and range.
+    """
     source = b.info(x).dtype
     for dtype in (source, target):
         if dtype is not None and (dtype.kind in "OUS" or "float8" in dtype.name or "float4" in dtype.name):
