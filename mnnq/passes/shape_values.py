@@ -58,7 +58,7 @@ def from_array(array: npt.NDArray[Any]) -> Value | None:
     """Contents of a constant, None when it is too big or not numeric."""
     if array.size > VALUE_LIMIT or array.dtype.kind not in "iubf":
         return None
-    return array.astype(object)
+    return np.asarray(array).astype(object)
 
 
 def to_array(value: Value, dtype: np.dtype[Any]) -> npt.NDArray[Any] | None:

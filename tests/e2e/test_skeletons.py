@@ -8,6 +8,7 @@ from __future__ import annotations
 import importlib.util
 import json
 import sys
+import warnings
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
@@ -75,7 +76,9 @@ def case(
     """Name, source file, description and converted model of one export."""
     name = request.param
     folder = tmp_path_factory.mktemp(name.replace(".", "_"))
-    proto, meta = _refill().refill(name)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", ResourceWarning)  # the script leaves closing to the interpreter
+        proto, meta = _refill().refill(name)
     source = folder / "model.onnx"
     onnx.save(proto, source)
     del proto
