@@ -44,7 +44,7 @@ pub fn pack_with<T: Copy>(items: &[T], bits: u8, index: impl Fn(T) -> u8) -> Vec
 ///
 /// # Panics
 /// If `bits` is not in `1..=8`.
-pub fn unpack_with<T>(bytes: &[u8], count: usize, bits: u8, value: impl Fn(u8) -> T) -> Option<Vec<T>> {
+pub fn unpack_with<T: Copy>(bytes: &[u8], count: usize, bits: u8, value: impl Fn(u8) -> T) -> Option<Vec<T>> {
     let bytes = bytes.get(..packed_len(count, bits)?)?;
     Some(match bits {
         1 => unpack_groups::<T, 1>(bytes, count, value),
@@ -123,7 +123,9 @@ fn pack_groups<T: Copy, const B: usize>(items: &[T], index: impl Fn(T) -> u8) ->
     let mut out = vec![0; groups.len() * B + (tail.len() * B).div_ceil(8)];
     let (whole, rest) = out.split_at_mut(groups.len() * B);
     for (bytes, group) in whole.as_chunks_mut::<B>().0.iter_mut().zip(groups) {
-        let packed = (join::<B>(group.map(&index)) << (64 - 8 * B)).to_be_bytes();
+        let mut codes = [0; 8];
+        codes.iter_mut().zip(group).for_each(|(to, &item)| *to = index(item));
+        let packed = (join::<B>(codes) << (64 - 8 * B)).to_be_bytes();
         bytes.iter_mut().zip(packed).for_each(|(to, from)| *to = from);
     }
     let mut codes = [0; 8];
@@ -133,13 +135,13 @@ fn pack_groups<T: Copy, const B: usize>(items: &[T], index: impl Fn(T) -> u8) ->
     out
 }
 
-fn unpack_groups<T, const B: usize>(bytes: &[u8], count: usize, value: impl Fn(u8) -> T) -> Vec<T> {
+fn unpack_groups<T: Copy, const B: usize>(bytes: &[u8], count: usize, value: impl Fn(u8) -> T) -> Vec<T> {
     let codes = |group: &[u8]| split::<B>(left_aligned(group) >> (64 - 8 * B)).map(&value);
     let (groups, tail) = bytes.as_chunks::<B>();
     let mut out = Vec::with_capacity(count.saturating_add(7));
-    groups.iter().for_each(|group| out.extend(codes(group)));
+    groups.iter().for_each(|group| out.extend_from_slice(&codes(group)));
     if !tail.is_empty() {
-        out.extend(codes(tail));
+        out.extend_from_slice(&codes(tail));
     }
     out.truncate(count);
     out
