@@ -11,6 +11,8 @@
 //! `round` is half away from zero (MNN: `source/core/IDSTEncoder.hpp`, `WriteCQBlobs`). Functions of the hot
 //! loops are `#[inline(always)]` so that [`mnnq_kernels::multiversion::dispatch`] compiles them per level.
 
+use std::hint::black_box;
+
 use super::spec::{BitWidth, Scheme};
 
 /// Accumulators of a reduction: element `i` of a block goes to lane `i % LANES` on every CPU; what is left beyond the
@@ -71,7 +73,7 @@ pub fn encode_asymmetric(bits: BitWidth, affine: Affine, weights: &[f32], codes:
 }
 
 /// Code of one weight.
-trait Encode: Copy {
+pub(super) trait Encode: Copy {
     fn code(self, w: f32) -> i8;
 }
 
@@ -104,16 +106,19 @@ impl Encode for Asymmetric {
     }
 }
 
-/// Encodes by whole vectors: left to itself, the vectorizer picks the width of the codes and sends short blocks to
-/// its scalar remainder.
+/// Encodes by whole vectors. Left to itself, the vectorizer picks the width of the codes and sends short blocks to its
+/// scalar remainder, or vectorizes across chunks with strided accesses; the black box keeps it to one chunk at a time.
 #[inline(always)]
-fn encode_chunks<E: Encode>(encode: E, weights: &[f32], codes: &mut [i8]) {
+pub(super) fn encode_chunks<E: Encode>(encode: E, weights: &[f32], codes: &mut [i8]) {
     let (weight_chunks, weight_tail) = weights.as_chunks::<LANES>();
     let (code_chunks, code_tail) = codes.as_chunks_mut::<LANES>();
     for (c, w) in code_chunks.iter_mut().zip(weight_chunks) {
+        black_box(());
+        let (w, mut vector) = (*w, [0; LANES]);
         for lane in 0..LANES {
-            c[lane] = encode.code(w[lane]);
+            vector[lane] = encode.code(w[lane]);
         }
+        *c = vector;
     }
     for (c, &w) in code_tail.iter_mut().zip(weight_tail) {
         *c = encode.code(w);
@@ -135,42 +140,46 @@ pub fn decode(affine: Affine, offset: f32, code: i8) -> f32 {
     f32::from(code) * affine.scale + offset
 }
 
-/// Smallest and largest element; `(inf, -inf)` for an empty slice. A zero is returned as +0.
+/// Smallest and largest element of finite `x`; a zero is returned as +0. `x` must not be empty.
+///
+/// Compares the bits as integers: integer minima can be taken in any order, which vectorizes best.
 #[inline(always)]
 pub fn min_max(x: &[f32]) -> (f32, f32) {
-    let mut min = [f32::INFINITY; LANES];
-    let mut max = [f32::NEG_INFINITY; LANES];
-    let (chunks, tail) = x.as_chunks::<LANES>();
-    for chunk in chunks {
-        for lane in 0..LANES {
-            min[lane] = if chunk[lane] < min[lane] { chunk[lane] } else { min[lane] };
-            max[lane] = if chunk[lane] > max[lane] { chunk[lane] } else { max[lane] };
-        }
+    let (mut min, mut max) = (i32::MAX, i32::MIN);
+    for &x in x {
+        let key = order_key(x);
+        min = min.min(key);
+        max = max.max(key);
     }
-    let mut range = (fold_with::<Min, _>(min), fold_with::<Max, _>(max));
-    for &x in tail {
-        range.0 = if x < range.0 { x } else { range.0 };
-        range.1 = if x > range.1 { x } else { range.1 };
-    }
-    (range.0 + 0.0, range.1 + 0.0)
+    (from_order_key(min) + 0.0, from_order_key(max) + 0.0)
+}
+
+/// An integer that orders as the float does. Its own inverse on bits.
+#[inline(always)]
+fn order_key(x: f32) -> i32 {
+    let bits = x.to_bits() as i32;
+    bits ^ ((bits >> 31) & 0x7fff_ffff)
+}
+
+#[inline(always)]
+fn from_order_key(key: i32) -> f32 {
+    f32::from_bits((key ^ ((key >> 31) & 0x7fff_ffff)) as u32)
+}
+
+/// The bits of `|x|`, which order as magnitudes do.
+#[inline(always)]
+pub fn magnitude_bits(x: f32) -> u32 {
+    x.to_bits() & 0x7fff_ffff
 }
 
 /// Largest magnitude; 0 for an empty slice.
 #[inline(always)]
 pub fn max_abs(x: &[f32]) -> f32 {
-    let mut max = [0.0_f32; LANES];
-    let (chunks, tail) = x.as_chunks::<LANES>();
-    for chunk in chunks {
-        for lane in 0..LANES {
-            let a = chunk[lane].abs();
-            max[lane] = if a > max[lane] { a } else { max[lane] };
-        }
+    let mut largest = 0_u32;
+    for &x in x {
+        largest = largest.max(magnitude_bits(x));
     }
-    let mut largest = fold_with::<Max, _>(max);
-    for &x in tail {
-        largest = if x.abs() > largest { x.abs() } else { largest };
-    }
-    largest
+    f32::from_bits(largest)
 }
 
 /// Whether no element is infinite or NaN.
@@ -178,7 +187,7 @@ pub fn max_abs(x: &[f32]) -> f32 {
 pub fn all_finite(x: &[f32]) -> bool {
     let mut largest = 0_u32;
     for &x in x {
-        largest = largest.max(x.to_bits() & 0x7fff_ffff);
+        largest = largest.max(magnitude_bits(x));
     }
     largest < f32::INFINITY.to_bits()
 }
@@ -189,10 +198,10 @@ pub fn fold_lanes(lanes: [f32; LANES]) -> f32 {
     fold_with::<Sum, _>(lanes)
 }
 
-/// The largest lane.
+/// The float of the largest [`magnitude_bits`].
 #[inline(always)]
-pub fn fold_max(lanes: [f32; LANES]) -> f32 {
-    fold_with::<Max, _>(lanes)
+pub fn fold_magnitudes(lanes: [u32; LANES]) -> f32 {
+    f32::from_bits(fold_with::<Max, _>(lanes))
 }
 
 /// [`fold_lanes`] for f64.
@@ -207,7 +216,6 @@ trait Combine<T> {
 }
 
 struct Sum;
-struct Min;
 struct Max;
 
 impl<T: std::ops::Add<Output = T>> Combine<T> for Sum {
@@ -217,17 +225,10 @@ impl<T: std::ops::Add<Output = T>> Combine<T> for Sum {
     }
 }
 
-impl Combine<f32> for Min {
+impl<T: Ord> Combine<T> for Max {
     #[inline(always)]
-    fn combine(a: f32, b: f32) -> f32 {
-        if b < a { b } else { a }
-    }
-}
-
-impl Combine<f32> for Max {
-    #[inline(always)]
-    fn combine(a: f32, b: f32) -> f32 {
-        if b > a { b } else { a }
+    fn combine(a: T, b: T) -> T {
+        a.max(b)
     }
 }
 

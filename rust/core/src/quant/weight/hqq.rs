@@ -18,7 +18,10 @@
 //! computed here from additions and multiplications, so every CPU gives the same bits.
 
 use super::{Block, BlockQuantizer};
-use crate::quant::affine::{self, Affine, LANES, clamp, fold_lanes, fold_max, round_half_away, to_code};
+use crate::quant::affine::{
+    self, Affine, Encode, LANES, clamp, encode_chunks, fold_lanes, fold_magnitudes, magnitude_bits,
+    round_half_away, to_code,
+};
 use crate::quant::spec::BitWidth;
 
 /// Norm exponent `p` of the published defaults; MNN fixes the same.
@@ -39,10 +42,18 @@ pub struct MnnHqq {
     pub bits: BitWidth,
 }
 
-impl MnnHqq {
+/// `clamp(round((w - min) * r - half))`: unlike the plain rule, rounds after the shift.
+#[derive(Clone, Copy)]
+struct Shifted {
+    min: f32,
+    r: f32,
+    half: f32,
+}
+
+impl Encode for Shifted {
     #[inline(always)]
-    fn code(w: f32, min: f32, r: f32, half: f32) -> i8 {
-        to_code(round_half_away(clamp((w - min) * r - half, -half, half - 1.0)))
+    fn code(self, w: f32) -> i8 {
+        to_code(round_half_away(clamp((w - self.min) * self.r - self.half, -self.half, self.half - 1.0)))
     }
 }
 
@@ -65,16 +76,7 @@ impl BlockQuantizer for MnnHqq {
         }
         let affine = Affine { scale: step.inverse, min: -(z * step.inverse) };
         let half = self.bits.half();
-        let (weight_chunks, weight_tail) = weights.as_chunks::<LANES>();
-        let (code_chunks, code_tail) = codes.as_chunks_mut::<LANES>();
-        for (c, w) in code_chunks.iter_mut().zip(weight_chunks) {
-            for lane in 0..LANES {
-                c[lane] = Self::code(w[lane], affine.min, r, half);
-            }
-        }
-        for (c, &w) in code_tail.iter_mut().zip(weight_tail) {
-            *c = Self::code(w, affine.min, r, half);
-        }
+        encode_chunks(Shifted { min: affine.min, r, half }, weights, codes);
         affine
     }
 }
@@ -164,7 +166,7 @@ impl Step {
     /// `scaled` is `w * r`.
     #[inline(always)]
     fn run(self, weights: &[f32], scaled: &[f32], z: f32) -> Outcome {
-        let (mut sum, mut error, mut largest) = ([0.0_f32; LANES], [0.0_f32; LANES], [0.0_f32; LANES]);
+        let (mut sum, mut error, mut largest) = ([0.0_f32; LANES], [0.0_f32; LANES], [0_u32; LANES]);
         let (chunks, tail) = scaled.as_chunks::<LANES>();
         for x in chunks {
             for lane in 0..LANES {
@@ -173,10 +175,11 @@ impl Step {
                 let residual = (t - q).abs();
                 sum[lane] += q - x[lane];
                 error[lane] += residual;
-                largest[lane] = if residual > largest[lane] { residual } else { largest[lane] };
+                largest[lane] = largest[lane].max(magnitude_bits(residual));
             }
         }
-        let (mut sum, mut error, mut largest) = (fold_lanes(sum), fold_lanes(error), fold_max(largest));
+        let (mut sum, mut error, mut largest) =
+            (fold_lanes(sum), fold_lanes(error), fold_magnitudes(largest));
         for x in tail {
             let t = x + z;
             let q = round_half_away(clamp(t, 0.0, self.steps));

@@ -29,6 +29,7 @@ use self::gain::RowBlocks;
 use self::hqq::{MnnHqq, ReferenceHqq};
 use self::rtn::RoundToNearest;
 use self::search::Search;
+use self::stats::ErrorLanes;
 use super::affine::{self, Affine};
 use super::error::QuantError;
 use super::spec::{BitWidth, Granularity, ScaleStorage, Scheme, WeightMethod, WeightQuantSpec};
@@ -358,12 +359,12 @@ fn finish_row(
             recode(bits, scheme, block, weights, codes, scale, min);
         }
     }
-    let mut error = WeightError::default();
+    let mut lanes = ErrorLanes::new();
     for (i, (weights, codes)) in weights.chunks_exact(block).zip(codes.chunks_exact(block)).enumerate() {
         let affine = Affine { scale: scale[i], min: min.get(i).copied().unwrap_or(0.0) };
-        error = error.merge(WeightError::of_block(bits, scheme, affine, weights, codes));
+        lanes.add(affine, affine::offset(bits, scheme, affine), weights, codes);
     }
-    Ok(error)
+    Ok(lanes.finish())
 }
 
 /// The nearest half float.

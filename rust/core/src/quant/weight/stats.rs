@@ -1,7 +1,6 @@
 //! How far decoded weights are from the weights.
 
-use crate::quant::affine::{self, Affine, LANES, fold_lanes_f64, fold_max};
-use crate::quant::spec::{BitWidth, Scheme};
+use crate::quant::affine::{self, Affine, LANES, fold_lanes_f64, fold_magnitudes, magnitude_bits};
 
 /// Sums over a set of weights `w` and their decoded values `d`.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
@@ -37,40 +36,56 @@ impl WeightError {
     }
 }
 
-impl WeightError {
-    /// The figures of a block, summed in f64: the square of an f32 is exact there.
+/// Partial sums of a row, in f64: the square of an f32 is exact there.
+pub(super) struct ErrorLanes {
+    error: [f64; LANES],
+    weight: [f64; LANES],
+    largest: [u32; LANES],
+    /// What does not fill a vector.
+    rest: WeightError,
+}
+
+impl ErrorLanes {
     #[inline(always)]
-    pub(super) fn of_block(
-        bits: BitWidth,
-        scheme: Scheme,
-        affine: Affine,
-        weights: &[f32],
-        codes: &[i8],
-    ) -> Self {
-        let offset = affine::offset(bits, scheme, affine);
+    pub(super) fn new() -> Self {
+        Self { error: [0.0; LANES], weight: [0.0; LANES], largest: [0; LANES], rest: WeightError::default() }
+    }
+
+    /// Adds a block.
+    #[inline(always)]
+    pub(super) fn add(&mut self, affine: Affine, offset: f32, weights: &[f32], codes: &[i8]) {
         let (weight_chunks, weight_tail) = weights.as_chunks::<LANES>();
         let (code_chunks, code_tail) = codes.as_chunks::<LANES>();
-        let (mut error, mut weight, mut largest) = ([0.0_f64; LANES], [0.0_f64; LANES], [0.0_f32; LANES]);
+        let (mut error, mut weight, mut largest) = (self.error, self.weight, self.largest);
         for (w, c) in weight_chunks.iter().zip(code_chunks) {
+            let mut e = [0.0_f32; LANES];
             for lane in 0..LANES {
-                let e = w[lane] - affine::decode(affine, offset, c[lane]);
-                largest[lane] = if e.abs() > largest[lane] { e.abs() } else { largest[lane] };
-                error[lane] += f64::from(e) * f64::from(e);
+                e[lane] = w[lane] - affine::decode(affine, offset, c[lane]);
+            }
+            for lane in 0..LANES {
+                largest[lane] = largest[lane].max(magnitude_bits(e[lane]));
+                error[lane] += f64::from(e[lane]) * f64::from(e[lane]);
                 weight[lane] += f64::from(w[lane]) * f64::from(w[lane]);
             }
         }
-        let mut total = Self {
-            squared_error: fold_lanes_f64(error),
-            squared_weight: fold_lanes_f64(weight),
-            max_abs_error: f64::from(fold_max(largest)),
-        };
+        (self.error, self.weight, self.largest) = (error, weight, largest);
         for (&w, &c) in weight_tail.iter().zip(code_tail) {
             let e = f64::from(w - affine::decode(affine, offset, c));
-            total.squared_error += e * e;
-            total.squared_weight += f64::from(w) * f64::from(w);
-            total.max_abs_error = total.max_abs_error.max(e.abs());
+            self.rest = self.rest.merge(WeightError {
+                squared_error: e * e,
+                squared_weight: f64::from(w) * f64::from(w),
+                max_abs_error: e.abs(),
+            });
         }
-        total
+    }
+
+    #[inline(always)]
+    pub(super) fn finish(self) -> WeightError {
+        self.rest.merge(WeightError {
+            squared_error: fold_lanes_f64(self.error),
+            squared_weight: fold_lanes_f64(self.weight),
+            max_abs_error: f64::from(fold_magnitudes(self.largest)),
+        })
     }
 }
 
@@ -83,7 +98,9 @@ mod tests {
         let weights: Vec<f32> = (0..20).map(|i| i as f32).collect();
         let codes: Vec<i8> = (0..20).map(|i| if i == 3 { 5 } else { i }).collect();
         let affine = Affine { scale: 1.0, min: 0.0 };
-        let got = WeightError::of_block(BitWidth::ALL[6], Scheme::Symmetric, affine, &weights, &codes);
+        let mut lanes = ErrorLanes::new();
+        lanes.add(affine, 0.0, &weights, &codes);
+        let got = lanes.finish();
         let want = WeightError { squared_error: 4.0, squared_weight: 2470.0, max_abs_error: 2.0 };
         assert_eq!(got, want);
         assert!((got.sqnr_db() - 10.0 * (2470.0_f64 / 4.0).log10()).abs() < 1e-9);
