@@ -38,7 +38,7 @@ def mnn_outputs(path: Path, task: Task, names: list[str]) -> Outputs:
 
 def mnnconvert(source: Path, target: Path, args: argparse.Namespace) -> None:
     """Write the peer's file with the same options."""
-    flags = ["-f", "ONNX", "--modelFile", source, "--MNNModel", target, "--bizCode", "bench"]
+    flags = ["-f", "ONNX", "--modelFile", source.resolve(), "--MNNModel", target, "--bizCode", "bench"]
     if args.bits:
         flags += ["--weightQuantBits", args.bits]
     if args.block:

@@ -9,6 +9,7 @@ process of its own, interleaved, and prints medians, peak resident memory and ra
 from __future__ import annotations
 
 import argparse
+import importlib.util
 import json
 import os
 import statistics
@@ -113,7 +114,9 @@ def commands(source: Path, folder: Path, hqq: bool) -> dict[str, tuple[list[str]
         ),
         "mnnconvert": ([sys.executable, "-m", "MNN.tools.mnnconvert", *flags], mnn),
     }
-    if not hqq:
+    if not hqq and importlib.util.find_spec("onnx_ir") is None:
+        print("onnxruntime's quantizer is left out: it needs the package onnx-ir", file=sys.stderr)
+    elif not hqq:
         result["onnxruntime"] = ([sys.executable, "-c", _ORT, str(source), str(ort)], ort)
     return result
 

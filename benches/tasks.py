@@ -138,9 +138,9 @@ def _detection_f1(outputs: Outputs, reference: Outputs) -> dict[str, float]:
         a, b = _detections(got), _detections(want)
         free = list(b)
         for kind, box, _ in a:
-            match = next((f for f in free if f[0] == kind and _overlap(f[1], box) >= 0.5), None)
+            match = next((i for i, f in enumerate(free) if f[0] == kind and _overlap(f[1], box) >= 0.5), None)
             if match is not None:
-                free.remove(match)
+                del free[match]
                 hits += 1
         ours, theirs = ours + len(a), theirs + len(b)
     return {"f1": 200 * hits / max(ours + theirs, 1), "sqnr_db": sqnr_db(outputs, reference)}

@@ -7,7 +7,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import onnx
+import onnx.checker
+import onnx.shape_inference
 
+from mnnq.errors import MnnqError, ModelError
 from mnnq.frontends.onnx.importer import load_graph
 from mnnq.frontends.onnx.lowering import lower
 from mnnq.ir.model import Model
@@ -36,10 +39,45 @@ def convert_onnx(source: str | Path | onnx.ModelProto, options: ConvertOptions |
         As `mnnq.frontends.onnx.importer.load_graph` and `mnnq.frontends.onnx.lowering.lower` say.
     """
     options = options or ConvertOptions()
-    graph = load_graph(source, input_shapes=options.input_shapes)
-    optimize_graph(graph)
-    model = lower(graph)
-    optimize_model(model)
+    try:
+        graph = load_graph(source, input_shapes=options.input_shapes)
+        optimize_graph(graph)
+        model = lower(graph)
+        optimize_model(model)
+    except (MnnqError, OSError, MemoryError):
+        raise
+    except Exception as error:
+        # A model that breaks ONNX's rules may trip any pass. Ask what is wrong with it before calling this a bug.
+        damage = find_damage(source)
+        if damage is None:
+            raise
+        origin = None if isinstance(source, onnx.ModelProto) else str(source)
+        msg = f"not a valid ONNX model: {damage}"
+        raise ModelError(msg, file=origin) from error
     if not isinstance(source, onnx.ModelProto):
         model.source = Path(source)
     return model
+
+
+def find_damage(source: str | Path | onnx.ModelProto) -> str | None:
+    """What rule of ONNX a model breaks, on one line; None when it breaks none that can be checked."""
+    try:
+        proto = source if isinstance(source, onnx.ModelProto) else onnx.load(source, load_external_data=False)
+        if (name := _undecodable(proto.graph)) is not None:
+            return f"the name {name!r} is not UTF-8 text"
+        onnx.checker.check_model(proto if isinstance(source, onnx.ModelProto) else str(source))
+        onnx.shape_inference.infer_shapes(proto, check_type=True, strict_mode=True)
+    except Exception as error:  # the checkers raise several unrelated types
+        return " ".join(str(error).split())[:300]
+    return None
+
+
+def _undecodable(graph: onnx.GraphProto) -> object:
+    """A name in the graph that is not text, or None."""
+    for node in graph.node:
+        for name in (node.name, node.op_type, node.domain, *node.input, *node.output):
+            if not isinstance(name, str):
+                return name
+    names: list[object] = [value.name for value in (*graph.input, *graph.output, *graph.value_info)]
+    names += [tensor.name for tensor in graph.initializer]
+    return next((name for name in names if not isinstance(name, str)), None)

@@ -65,3 +65,11 @@ class UnsupportedError(MnnqError):
 
 class QuantizationError(MnnqError):
     """Weights or activations cannot be quantized as asked."""
+
+
+class InputError(MnnqError, ValueError):
+    """An input of a model is missing, unknown, or has the wrong type or shape; `key` names it."""
+
+
+class ExecutionError(MnnqError, RuntimeError):
+    """A model cannot be planned or run on the inputs it was given."""

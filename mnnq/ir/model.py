@@ -32,7 +32,8 @@ class Op:
     param_type
         Member of the ``OpParameter`` union that `params` is, or None for no parameter.
     params
-        Fields of the parameter table.
+        Fields of the parameter table. The float ``weight`` of a ``Convolution2D`` may be an array of any shape and
+        strides, float32, float16 or bfloat16: the file holds its elements as float32 in C order.
     default_format
         ``defaultDimentionFormat`` of the operator (key of ``MNN_DATA_FORMAT``).
     """

@@ -43,6 +43,10 @@ def from_net(fields: dict[str, Any], path: Path | None = None) -> Model:
     names = _unique(fields["tensorName"])
     ops = [_op(op, names) for op in fields["oplists"]]
     described = fields.get("extraTensorDescribe", [])
+    for entry in described:
+        if not 0 <= entry["index"] < len(names):
+            msg = f"tensor {entry['index']} of {len(names)} is described"
+            raise FormatError(msg, file=str(path) if path else None, key="extraTensorDescribe.index")
     quant = {names[entry["index"]]: dict(entry["quantInfo"]) for entry in described if "quantInfo" in entry}
     net = {key: value for key, value in fields.items() if key not in _GRAPH_FIELDS}
     if all(set(entry) <= {"index", "quantInfo"} for entry in described):

@@ -90,8 +90,20 @@ def _op(op: Op, index: dict[str, int]) -> dict[str, Any]:
         fields["inputIndexes"] = np.asarray([_input(op, name, index) for name in op.inputs], np.int32)
     if op.param_type is not None:
         fields["main_type"] = op.param_type
-        fields["main"] = op.params
+        fields["main"] = _flat_weight(op.params) if op.param_type == "Convolution2D" else op.params
     return fields
+
+
+def _flat_weight(params: dict[str, Any]) -> dict[str, Any]:
+    """Parameters of a convolution whose float weight is the flat float32 vector that the file holds.
+
+    In a `Model` it may have any shape, strides and alignment, and be a half float: a transposed view of the source's tensor
+    costs nothing, and most weights are quantized before they are written.
+    """
+    weight = params.get("weight")
+    if not isinstance(weight, np.ndarray):
+        return params
+    return {**params, "weight": np.require(weight, np.float32, ["C", "A"]).reshape(-1)}
 
 
 def _input(op: Op, name: str, index: dict[str, int]) -> int:

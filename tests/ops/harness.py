@@ -33,7 +33,9 @@ def check(
     """Fail unless the converted model computes the reference's values and shapes in the real runtime."""
     expected = expected or reference(proto, feeds)
     model = convert_onnx(proto)
-    got = runtime.run(to_bytes(model), feeds, list(expected))
+    got = runtime.run(
+        to_bytes(model), {name: _widened(array) for name, array in feeds.items()}, list(expected)
+    )
     for name, want in expected.items():
         have = got[name]
         assert have.shape == want.shape, f"{name}: shape {have.shape}, want {want.shape}"
@@ -42,6 +44,11 @@ def check(
         else:
             np.testing.assert_array_equal(have.astype(np.int64), want.astype(np.int64), err_msg=name)
     return model
+
+
+def _widened(array: np.ndarray) -> np.ndarray:
+    """Feeds of converted models: inputs of every integer type are INT32 there."""
+    return array.astype(np.int32) if array.dtype in (np.uint8, np.int8) else array
 
 
 def mnn_available() -> bool:

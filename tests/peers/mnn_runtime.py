@@ -6,6 +6,7 @@ and the death reported as `MnnCrash`.
 
 from __future__ import annotations
 
+import functools
 import multiprocessing as mp
 import os
 import tempfile
@@ -13,6 +14,7 @@ from collections.abc import Mapping, Sequence
 from multiprocessing.connection import Connection
 from pathlib import Path
 from types import TracebackType
+from typing import Any
 
 import numpy as np
 from typing_extensions import Self
@@ -133,17 +135,8 @@ def _run(
 ) -> dict[str, np.ndarray]:
     import MNN
 
-    config = {"backend": 0, "numThread": 1, "precision": precision}
-    if memory_low:
-        config["memory"] = 2
-    manager = MNN.nn.create_runtime_manager((config,))
-    if Path(path + ".weight").exists():
-        manager.set_external(path + ".weight")
     names = list(feeds)
-    module = MNN.nn.load_module_from_file(path, names, outputs, runtime_manager=manager)
-    if module is None:
-        msg = "the runtime refused to load the model"
-        raise MnnError(msg)
+    module = _load(path, tuple(names), tuple(outputs), memory_low, precision, Path(path).stat().st_mtime_ns)
     values = []
     for name in names:
         array = _narrow(feeds[name])
@@ -160,11 +153,32 @@ def _run(
     return found
 
 
+@functools.lru_cache(maxsize=1)
+def _load(
+    path: str, names: tuple[str, ...], outputs: tuple[str, ...], memory_low: bool, precision: str, _mtime: int
+) -> Any:
+    """The loaded module; the last one is kept, so that many inputs can be run on it."""
+    import MNN
+
+    config = {"backend": 0, "numThread": 1, "precision": precision}
+    if memory_low:
+        config["memory"] = 2
+    manager = MNN.nn.create_runtime_manager((config,))
+    if Path(path + ".weight").exists():
+        manager.set_external(path + ".weight")
+    module = MNN.nn.load_module_from_file(path, list(names), list(outputs), runtime_manager=manager)
+    if module is None:
+        msg = "the runtime refused to load the model"
+        raise MnnError(msg)
+    return module
+
+
 def _narrow(array: np.ndarray) -> np.ndarray:
     array = np.asarray(array)
-    if array.dtype in (np.uint8, np.int8, np.int32, np.float32):
-        return np.ascontiguousarray(array)
-    return np.ascontiguousarray(array.astype(np.float32 if array.dtype.kind == "f" else np.int32))
+    if array.dtype not in (np.uint8, np.int8, np.int32, np.float32):
+        array = array.astype(np.float32 if array.dtype.kind == "f" else np.int32)
+    # ascontiguousarray alone would give rank 0 an axis.
+    return np.ascontiguousarray(array).reshape(array.shape)
 
 
 def _TYPES(mnn: object) -> dict[str, object]:

@@ -1,13 +1,13 @@
 """From the graph with ONNX semantics to MNN operators.
 
 Inside the MNN graph every integer and boolean tensor is INT32 and every floating tensor FLOAT, whatever the
-ONNX type: the real runtime computes little else. 64-bit constants are clamped to +-2**30, MNN's own
+ONNX type: the real runtime computes little else. Constants beyond 32 bits become +-2**30, MNN's own
 convention, so that "to the end" sentinels survive additions.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -15,10 +15,10 @@ import numpy.typing as npt
 
 from mnnq.errors import UnsupportedError
 from mnnq.frontends.onnx import registry
-from mnnq.ir.graph import Graph, Node, ValueInfo
+from mnnq.ir.graph import Dim, Graph, Node, ValueInfo
 from mnnq.ir.model import Model, Op, SubGraph
 
-#: Bound of integer constants in the file (MNN clamps 64-bit values so).
+#: What integer constants beyond 32 bits become (MNN clamps 64-bit values so).
 INT_LIMIT = 1 << 30
 
 
@@ -44,8 +44,7 @@ def blob(array: npt.NDArray[Any]) -> dict[str, Any]:
             "float32s": _flat(array.astype(np.float32, copy=False)),
         }
     elif array.dtype.kind in "iub":
-        clamped = array if array.dtype.itemsize < 4 else np.clip(array, -INT_LIMIT, INT_LIMIT)
-        params = {"dataType": "DT_INT32", "int32s": _flat(clamped.astype(np.int32))}
+        params = {"dataType": "DT_INT32", "int32s": _flat(_int32(array))}
     else:
         msg = f"constant of type {array.dtype}"
         raise Unsupported(msg)
@@ -55,8 +54,37 @@ def blob(array: npt.NDArray[Any]) -> dict[str, Any]:
     return params
 
 
+def _int32(array: npt.NDArray[Any]) -> npt.NDArray[np.int32]:
+    """Integers or bools as int32; what does not fit becomes +-`INT_LIMIT`."""
+    if array.dtype.kind == "b" or np.can_cast(array.dtype, np.int32):
+        return array.astype(np.int32)
+    bounds = np.iinfo(np.int32)
+    fits = (array >= bounds.min) & (array <= bounds.max)
+    clamped = np.clip(array, -INT_LIMIT if array.dtype.kind == "i" else 0, INT_LIMIT)
+    return np.where(fits, array, clamped).astype(np.int32)
+
+
 def _flat(array: npt.NDArray[Any]) -> npt.NDArray[Any]:
     return np.ascontiguousarray(array).reshape(-1)
+
+
+def broadcast_dims(*shapes: tuple[Dim, ...] | None) -> tuple[Dim, ...] | None:
+    """Shape after numpy broadcasting, as far as it is known."""
+    if any(shape is None for shape in shapes):
+        return None
+    known = [shape for shape in shapes if shape is not None]
+    rank = max((len(shape) for shape in known), default=0)
+    result: list[Dim] = []
+    for axis in range(-rank, 0):
+        column = [shape[axis] for shape in known if len(shape) >= -axis]
+        others = [d for d in column if d != 1]
+        if not others:
+            result.append(1)
+            continue
+        numbers = [d for d in others if isinstance(d, int)]
+        same = others[0] if all(d == others[0] for d in others) else None
+        result.append(numbers[0] if numbers else same)
+    return tuple(result)
 
 
 class Lowering:
@@ -75,12 +103,20 @@ class Lowering:
         self._infos: dict[str, ValueInfo] = {}
         self._names: set[str] = graph._names()
         self._const_cache: dict[tuple[str, tuple[int, ...], bytes], str] = {}
+        self._made: dict[tuple[Any, ...], str] = {}
+        self._arrays: dict[str, npt.NDArray[Any]] = {}
 
     # -- what is known of values
 
     def info(self, name: str) -> ValueInfo:
-        """Type and shape of a source value or of a tensor made here."""
-        return self._infos.get(name) or self.graph.info(name)
+        """Type and shape of a source value or of a tensor made here; captured values are looked up outside."""
+        found, own = self.graph.info(name), self._infos.get(name)
+        if own is not None:
+            shape = found.shape if found.static_shape is not None or own.static_shape is None else own.shape
+            found = ValueInfo(found.dtype or own.dtype, shape if shape is not None else own.shape)
+        if self.parent is not None and found == ValueInfo():
+            return self.parent.info(name)
+        return found
 
     def shape(self, name: str) -> tuple[int | str | None, ...] | None:
         """Shape of a value; None when the rank is unknown."""
@@ -104,18 +140,85 @@ class Lowering:
         return dtype is None or is_float(dtype)
 
     def constant(self, name: str) -> npt.NDArray[Any] | None:
-        """Array of a constant value, else None."""
-        return self.graph.constant(name)
+        """Array of a constant, of the source or made here (or in an enclosing graph), else None."""
+        array = self.graph.constant(name)
+        if array is None:
+            array = self._arrays.get(name)
+        if array is None and self.parent is not None and name not in self._produced:
+            return self.parent.constant(name)
+        return array
 
     def need_constant(self, node: Node, index: int, what: str) -> npt.NDArray[Any]:
         """Array of input `index`; raises `Unsupported` when it is computed at run time."""
-        array = self.graph.constant(node.input(index))
+        array = self.constant(node.input(index))
         if array is None:
             msg = f"{what} must be constant"
             raise Unsupported(msg)
         return array
 
+    def check_attributes(self, node: Node, *known: str) -> None:
+        """Raise `Unsupported` when a node has attributes besides the `known` ones."""
+        unknown = sorted(set(node.attrs) - set(known))
+        if unknown:
+            msg = f"attribute {', '.join(map(repr, unknown))} is not understood"
+            raise Unsupported(msg)
+
+    def note(self, name: str, info: ValueInfo) -> None:
+        """State type and shape of a tensor made here; what the source graph says of its own values counts first."""
+        self._infos[name] = info
+
+    # -- subgraphs
+
+    def nested(self, graph: Graph | None = None) -> Lowering:
+        """A builder for the body of a control-flow operator: of a source `graph`, or to be filled by hand.
+
+        Constants of the enclosing graphs are materialised inside the body; other values of theirs must be
+        made inputs of it with `subgraph_input` under their own names.
+        """
+        return Lowering(graph if graph is not None else Graph("body", self.graph.opset), self)
+
+    def subgraph_input(self, name: str, info: ValueInfo) -> str:
+        """Declare an input of a body and return its tensor name."""
+        shape = info.shape or ()
+        dims = np.asarray([d if isinstance(d, int) else -1 for d in shape], np.int32)
+        params: dict[str, Any] = {"dims": dims} if shape else {}
+        return self.emit(
+            "Input", [], name, param_type="Input", dtype=mnn_type(info.dtype), dformat="NCHW", info=info, **params
+        )  # fmt: skip
+
+    def add_subgraph(
+        self,
+        stem: str,
+        body: Lowering,
+        inputs: Sequence[str],
+        outputs: Sequence[str],
+        captured: Sequence[str] = (),
+    ) -> str:
+        """Register the operators of `body` as a subgraph and return its name.
+
+        Every output gets a tensor of its own: MNN's control flow pairs body outputs with operator outputs by
+        position, and an output that is an input or is listed twice loses its value. `captured` inputs alone
+        are passed through as they are.
+        """
+        own: list[str] = []
+        for name in outputs:
+            body.materialise(name)
+            again = name in own or (name in inputs and name not in captured)
+            own.append(body.identity(name, body.fresh(f"{name}__out")) if again else name)
+        unique, serial = stem, 0
+        while unique in self.subgraphs:
+            serial += 1
+            unique = f"{stem}__{serial}"
+        self.subgraphs[unique] = SubGraph(unique, body.ops, list(inputs), own)
+        return unique
+
     # -- building
+
+    def once(self, key: tuple[Any, ...], make: Callable[[], str]) -> str:
+        """The tensor that `make` emits, emitted the first time that `key` is asked for."""
+        if key not in self._made:
+            self._made[key] = make()
+        return self._made[key]
 
     def fresh(self, stem: str) -> str:
         """A tensor name not yet in use: `stem` itself when free."""
@@ -140,6 +243,11 @@ class Lowering:
         if key is not None:
             self._const_cache[key] = name
         return name
+
+    def emit_const(self, array: npt.NDArray[Any], out: str) -> str:
+        """Produce `out` as a ``Const``."""
+        self._add_const(out, array)
+        return out
 
     def emit(
         self,
@@ -210,16 +318,16 @@ class Lowering:
         """Emit the ``Const`` of a graph constant once, before its first use."""
         if not name or name in self._produced:
             return
-        array = self.graph.constant(name)
+        array = self.constant(name)
         if array is not None:
             self._add_const(name, array)
 
     def binary(self, kind: str, a: str, b: str, out: str | None = None) -> str:
         """``BinaryOp`` with numpy broadcasting; `kind` is a key of ``BinaryOpOperation``."""
-        info = self.info(a)
+        dtype = self.info(a).dtype
         return self.emit(
-            "BinaryOp", [a, b], out, param_type="BinaryOp", opType=kind, T=mnn_type(info.dtype),
-            info=ValueInfo(info.dtype),
+            "BinaryOp", [a, b], out, param_type="BinaryOp", opType=kind, T=mnn_type(dtype),
+            info=ValueInfo(dtype, broadcast_dims(self.shape(a), self.shape(b))),
         )  # fmt: skip
 
     def unary(self, kind: str, x: str, out: str | None = None) -> str:
@@ -259,11 +367,21 @@ class Lowering:
         """Give a tensor a second name (a reshape to its own shape; MNN drops plain identities at outputs)."""
         return self.emit("Identity", [x], out, info=self.info(x))
 
+    def adopt(self, old: str, new: str) -> None:
+        """Tell the builder that a tensor which nothing reads yet is now called `new`."""
+        self._produced.discard(old)
+        self._produced.add(new)
+        self._names.add(new)
+        info = self._infos.pop(old, None)
+        if info is not None:
+            self._infos[new] = info
+
     def _add_const(self, name: str, array: npt.NDArray[Any]) -> None:
         self.ops.append(Op("Const", name, [], [name], "Blob", blob(array)))
         self._names.add(name)
         self._produced.add(name)
         self._infos[name] = ValueInfo(array.dtype, array.shape)
+        self._arrays[name] = array
 
 
 def lower(graph: Graph) -> Model:

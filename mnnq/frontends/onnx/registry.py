@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import importlib
 import pkgutil
 from collections.abc import Callable
@@ -48,10 +49,9 @@ def supported() -> list[str]:
     return sorted(op for domain, op in _REGISTRY if domain == "")
 
 
+@functools.cache
 def _load() -> None:
-    """Import every module of `mnnq.frontends.onnx.ops` once; importing registers."""
-    if _REGISTRY:
-        return
+    """Import every module of `mnnq.frontends.onnx.ops`; importing registers, and happens once."""
     package = importlib.import_module("mnnq.frontends.onnx.ops")
     for module in pkgutil.iter_modules(package.__path__):
         importlib.import_module(f"{package.__name__}.{module.name}")

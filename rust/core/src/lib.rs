@@ -3,10 +3,12 @@
 //! * [`tensor`]: element types, shapes, layouts, views.
 //! * [`graph`]: a model as operators and the tensors between them.
 //! * [`ops`]: the operators.
+//! * [`quant`]: quantizers.
 //! * [`runtime`]: planning and running; [`Session`](runtime::Session) is where users start.
 #![deny(unsafe_code)]
 
 pub mod graph;
 pub mod ops;
+pub mod quant;
 pub mod runtime;
 pub mod tensor;

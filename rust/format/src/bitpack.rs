@@ -28,7 +28,7 @@ pub fn pack_with<T: Copy>(items: &[T], bits: u8, index: impl Fn(T) -> u8) -> Vec
         1 => pack_groups::<T, 1>(items, index),
         2 => pack_groups::<T, 2>(items, index),
         3 => pack_groups::<T, 3>(items, index),
-        4 => pack_nibbles(items, index),
+        4 => pack_groups::<T, 4>(items, index),
         5 => pack_groups::<T, 5>(items, index),
         6 => pack_groups::<T, 6>(items, index),
         7 => pack_groups::<T, 7>(items, index),
@@ -44,7 +44,7 @@ pub fn pack_with<T: Copy>(items: &[T], bits: u8, index: impl Fn(T) -> u8) -> Vec
 ///
 /// # Panics
 /// If `bits` is not in `1..=8`.
-pub fn unpack_with<T>(bytes: &[u8], count: usize, bits: u8, value: impl Fn(u8) -> T) -> Option<Vec<T>> {
+pub fn unpack_with<T: Copy>(bytes: &[u8], count: usize, bits: u8, value: impl Fn(u8) -> T) -> Option<Vec<T>> {
     let bytes = bytes.get(..packed_len(count, bits)?)?;
     Some(match bits {
         1 => unpack_groups::<T, 1>(bytes, count, value),
@@ -85,14 +85,6 @@ fn code_offset(bits: u8) -> u8 {
     1 << (bits - 1)
 }
 
-fn pack_nibbles<T: Copy>(items: &[T], index: impl Fn(T) -> u8) -> Vec<u8> {
-    let (pairs, tail) = items.as_chunks::<2>();
-    let mut out = Vec::with_capacity(items.len().div_ceil(2));
-    out.extend(pairs.iter().map(|&[high, low]| (index(high) << 4) | (index(low) & 0x0F)));
-    out.extend(tail.iter().map(|&high| index(high) << 4));
-    out
-}
-
 fn unpack_nibbles<T>(bytes: &[u8], count: usize, value: impl Fn(u8) -> T) -> Vec<T> {
     let mut out = Vec::with_capacity(count.saturating_add(1));
     out.extend(bytes.iter().flat_map(|&byte| [value(byte >> 4), value(byte & 0x0F)]));
@@ -100,42 +92,56 @@ fn unpack_nibbles<T>(bytes: &[u8], count: usize, value: impl Fn(u8) -> T) -> Vec
     out
 }
 
-/// Eight codes of `B` bits at a time through one `u64`.
+/// Every second lane of 8, 16 and 32 bits in a `u64`: the lower one of each pair.
+const LOWER: [u64; 3] = [0x00FF_00FF_00FF_00FF, 0x0000_FFFF_0000_FFFF, 0x0000_0000_FFFF_FFFF];
+
+/// Eight codes, one per byte and the first in the most significant, to their `8 * B` bits.
+///
+/// Neighbouring lanes are joined three times: bytes to `2 * B` bits, these to `4 * B`, these to `8 * B`.
+fn join<const B: usize>(codes: [u8; 8]) -> u64 {
+    let mask = u64::from(u8::MAX >> (8 - B)) * 0x0101_0101_0101_0101;
+    let word = u64::from_be_bytes(codes) & mask;
+    let word = ((word >> 8) & LOWER[0]) << B | (word & LOWER[0]);
+    let word = ((word >> 16) & LOWER[1]) << (2 * B) | (word & LOWER[1]);
+    (word >> 32) << (4 * B) | (word & LOWER[2])
+}
+
+/// The inverse of [`join`].
+fn split<const B: usize>(word: u64) -> [u8; 8] {
+    let pairs = u64::MAX >> (64 - 2 * B);
+    let quads = u64::MAX >> (64 - 4 * B);
+    let word = ((word >> (4 * B)) & quads) << 32 | (word & quads);
+    let word = ((word >> (2 * B)) & (pairs * 0x0000_0001_0000_0001)) << 16
+        | (word & (pairs * 0x0000_0001_0000_0001));
+    let mask = u64::from(u8::MAX >> (8 - B)) * 0x0001_0001_0001_0001;
+    (((word >> B) & mask) << 8 | (word & mask)).to_be_bytes()
+}
+
+/// Eight codes of `B` bits at a time.
 fn pack_groups<T: Copy, const B: usize>(items: &[T], index: impl Fn(T) -> u8) -> Vec<u8> {
-    let mask = (1_u64 << B) - 1;
-    let word =
-        |group: &[T]| group.iter().fold(0_u64, |acc, &item| (acc << B) | (u64::from(index(item)) & mask));
     let (groups, tail) = items.as_chunks::<8>();
-    // The exact size, a little more while the last group is written.
-    let mut out = Vec::with_capacity(groups.len().saturating_mul(B).saturating_add(8));
-    for group in groups {
-        let [.., a, b, c, d, e, f, g] = word(group).to_be_bytes();
-        let all = [a, b, c, d, e, f, g];
-        out.extend_from_slice(all.split_at(7 - B).1);
+    let mut out = vec![0; groups.len() * B + (tail.len() * B).div_ceil(8)];
+    let (whole, rest) = out.split_at_mut(groups.len() * B);
+    for (bytes, group) in whole.as_chunks_mut::<B>().0.iter_mut().zip(groups) {
+        let mut codes = [0; 8];
+        codes.iter_mut().zip(group).for_each(|(to, &item)| *to = index(item));
+        let packed = (join::<B>(codes) << (64 - 8 * B)).to_be_bytes();
+        bytes.iter_mut().zip(packed).for_each(|(to, from)| *to = from);
     }
-    if !tail.is_empty() {
-        let used = tail.len() * B;
-        let bytes = (word(tail) << (64 - used)).to_be_bytes();
-        out.extend(bytes.iter().take(used.div_ceil(8)));
-    }
+    let mut codes = [0; 8];
+    codes.iter_mut().zip(tail).for_each(|(to, &item)| *to = index(item));
+    let packed = (join::<B>(codes) << (64 - 8 * B)).to_be_bytes();
+    rest.iter_mut().zip(packed).for_each(|(to, from)| *to = from);
     out
 }
 
-fn unpack_groups<T, const B: usize>(bytes: &[u8], count: usize, value: impl Fn(u8) -> T) -> Vec<T> {
-    let mask = (1_u64 << B) - 1;
-    let code = |word: u64, i: usize| {
-        let [low, ..] = ((word >> (64 - B * (i + 1))) & mask).to_le_bytes();
-        value(low)
-    };
-    let mut out = Vec::with_capacity(count.saturating_add(7));
+fn unpack_groups<T: Copy, const B: usize>(bytes: &[u8], count: usize, value: impl Fn(u8) -> T) -> Vec<T> {
+    let codes = |group: &[u8]| split::<B>(left_aligned(group) >> (64 - 8 * B)).map(&value);
     let (groups, tail) = bytes.as_chunks::<B>();
-    for group in groups {
-        let word = left_aligned(group);
-        out.extend((0..8).map(|i| code(word, i)));
-    }
+    let mut out = Vec::with_capacity(count.saturating_add(7));
+    groups.iter().for_each(|group| out.extend_from_slice(&codes(group)));
     if !tail.is_empty() {
-        let word = left_aligned(tail);
-        out.extend((0..8).map(|i| code(word, i)));
+        out.extend_from_slice(&codes(tail));
     }
     out.truncate(count);
     out

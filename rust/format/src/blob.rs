@@ -87,7 +87,8 @@ pub fn tensor_data(table: &Table) -> Result<TensorData> {
     let field = data_field(data_type)?;
     let dims = table.get(blob::DIMS).and_then(|dims| dims.as_i32()).unwrap_or_default();
     let negative = |&dim: &i32| {
-        let problem = Problem::WrongType { wanted: "sizes that are not negative".into(), got: dim.to_string() };
+        let problem =
+            Problem::WrongType { wanted: "sizes that are not negative".into(), got: dim.to_string() };
         FormatError::at("dims", problem)
     };
     let dims: Vec<usize> =
@@ -103,8 +104,7 @@ pub fn tensor_data(table: &Table) -> Result<TensorData> {
         _ => Numbers::from_bytes(field.ty.scalar_type().unwrap_or(ScalarType::U8), bytes::Bytes::new())?,
     };
     let numbers = if matches!(data_type, DataType::DT_HALF | DataType::DT_BFLOAT16) {
-        Numbers::from_bytes(ScalarType::U16, numbers.to_bytes()?)
-            .map_err(|error| error.within(field.name))?
+        Numbers::from_bytes(ScalarType::U16, numbers.to_bytes()?).map_err(|error| error.within(field.name))?
     } else {
         numbers
     };

@@ -12,6 +12,7 @@
 //! | `Scale` | scaleData, biasData |
 #![deny(clippy::as_conversions, clippy::indexing_slicing, clippy::arithmetic_side_effects)]
 
+use std::collections::HashSet;
 use std::path::{Path, PathBuf};
 
 use bytes::Bytes;
@@ -22,8 +23,8 @@ use crate::mapping::map_file;
 use crate::model::{Model, Number, Numbers, Table, Value};
 use crate::reader::{ReadLimits, read};
 use crate::schema::{
-    DataType, Field, ScaleStorageType, TableKind, blob as blob_field, convolution2d,
-    idst_quan, layer_norm, net, op, scale, sub_graph_proto,
+    DataType, Field, ScaleStorageType, TableKind, blob as blob_field, convolution2d, idst_quan, layer_norm,
+    net, op, scale, sub_graph_proto, tensor_describe,
 };
 
 /// Blobs of at most this many elements stay in the model.
@@ -75,6 +76,14 @@ pub fn read_file(path: &Path, side: &SideFile, limits: &ReadLimits) -> Result<Mo
     Ok(model)
 }
 
+/// Maps a side file, for [`resolve`].
+///
+/// # Errors
+/// [`FormatError::Io`] if it cannot be opened.
+pub fn map_side_file(path: &Path) -> Result<Bytes> {
+    map_file(path)
+}
+
 /// Whether any table of the model has data in a side file.
 #[must_use]
 pub fn has_external(table: &Table) -> bool {
@@ -92,10 +101,22 @@ pub fn has_external(table: &Table) -> bool {
 /// [`Problem::ExternalCount`], [`Problem::ExternalRange`] or [`Problem::ExternalSize`] for a reference that does not
 /// fit the table or the side file, [`Problem::UnsupportedExternal`] for a table whose external layout is not known.
 pub fn resolve(model: &mut Model, side: &Bytes) -> Result<()> {
-    resolve_table(model.net_mut(), side)
+    // Tables may share data, but not so often that the model gets out of proportion.
+    let limit = side.len().saturating_mul(SHARING).saturating_add(1 << 16);
+    resolve_table(model.net_mut(), &mut Side { bytes: side, budget: limit, limit })
 }
 
-fn resolve_table(table: &mut Table, side: &Bytes) -> Result<()> {
+/// How often a byte of the side file may be referred to on average.
+const SHARING: usize = 4;
+
+/// The side file, and how many more bytes of it may be referred to.
+struct Side<'a> {
+    bytes: &'a Bytes,
+    budget: usize,
+    limit: usize,
+}
+
+fn resolve_table(table: &mut Table, side: &mut Side<'_>) -> Result<()> {
     let desc = table.kind().desc();
     for (slot, value) in table.values_mut() {
         let name = desc.field(slot).map_or("?", |field| field.name);
@@ -121,14 +142,18 @@ fn resolve_table(table: &mut Table, side: &Bytes) -> Result<()> {
 }
 
 /// A cursor over the ranges of one `external` list.
-struct Ranges<'a> {
-    side: &'a Bytes,
+struct Ranges<'a, 's> {
+    side: &'a mut Side<'s>,
     sizes: std::slice::Iter<'a, i64>,
     offset: i64,
 }
 
-impl<'a> Ranges<'a> {
-    fn new(numbers: &'a [i64], wanted: std::ops::RangeInclusive<usize>, side: &'a Bytes) -> Result<Self> {
+impl<'a, 's> Ranges<'a, 's> {
+    fn new(
+        numbers: &'a [i64],
+        wanted: std::ops::RangeInclusive<usize>,
+        side: &'a mut Side<'s>,
+    ) -> Result<Self> {
         let count = Problem::ExternalCount { got: numbers.len(), wanted: *wanted.end() };
         match numbers.split_first() {
             Some((&offset, sizes)) if wanted.contains(&numbers.len()) => {
@@ -144,12 +169,16 @@ impl<'a> Ranges<'a> {
         let range = || {
             let start = usize::try_from(offset).ok()?;
             let end = start.checked_add(usize::try_from(size).ok()?)?;
-            (end <= self.side.len()).then(|| self.side.slice(start..end))
+            (end <= self.side.bytes.len()).then(|| self.side.bytes.slice(start..end))
         };
         let Some(bytes) = range() else {
-            let len = u64::try_from(self.side.len()).unwrap_or(u64::MAX);
+            let len = u64::try_from(self.side.bytes.len()).unwrap_or(u64::MAX);
             return Err(FormatError::at("", Problem::ExternalRange { offset, size, len }));
         };
+        match self.side.budget.checked_sub(bytes.len()) {
+            Some(rest) => self.side.budget = rest,
+            None => return Err(FormatError::at("", Problem::Amplification { limit: self.side.limit })),
+        }
         self.offset = offset.saturating_add(size);
         Ok(bytes)
     }
@@ -165,7 +194,7 @@ impl<'a> Ranges<'a> {
     }
 }
 
-fn load(table: &mut Table, numbers: &[i64], side: &Bytes) -> Result<()> {
+fn load(table: &mut Table, numbers: &[i64], side: &mut Side<'_>) -> Result<()> {
     match table.kind() {
         TableKind::Convolution2D => load_convolution(table, numbers, side),
         TableKind::Blob => {
@@ -190,7 +219,7 @@ fn load(table: &mut Table, numbers: &[i64], side: &Bytes) -> Result<()> {
     }
 }
 
-fn load_convolution(table: &mut Table, numbers: &[i64], side: &Bytes) -> Result<()> {
+fn load_convolution(table: &mut Table, numbers: &[i64], side: &mut Side<'_>) -> Result<()> {
     let Some(quantized) = table.table_mut(convolution2d::QUAN_PARAMETER) else {
         let mut ranges = Ranges::new(numbers, 3..=3, side)?;
         ranges.load(table, convolution2d::WEIGHT)?;
@@ -221,16 +250,32 @@ pub(crate) struct Split {
     pub(crate) payloads: Vec<Numbers>,
     /// Its size in bytes.
     pub(crate) size: u64,
+    /// Tensors of the graph at hand that are described as int8.
+    int8: HashSet<i32>,
+}
+
+fn int8_tensors(described: Option<&[Table]>) -> HashSet<i32> {
+    let described = described.unwrap_or_default().iter();
+    described
+        .filter(|tensor| tensor.has(tensor_describe::QUANT_INFO))
+        .map(|tensor| tensor.get(tensor_describe::INDEX))
+        .collect()
 }
 
 /// Moves the weights of all ops into a side file. (The vectors themselves are shared, not copied.)
+///
+/// Float weights of convolutions between int8 tensors stay: MNN 3.6.1 takes a convolution without `weight` there for
+/// an int8 one and crashes.
 pub(crate) fn split(root: &Table) -> Result<Split> {
-    let mut split = Split { net: root.clone(), payloads: Vec::new(), size: 0 };
-    let mut root = std::mem::replace(&mut split.net, Table::new(TableKind::Net));
+    let mut root = root.clone();
+    let mut split =
+        Split { net: Table::new(TableKind::Net), payloads: Vec::new(), size: 0, int8: HashSet::new() };
+    split.int8 = int8_tensors(root.get(net::EXTRA_TENSOR_DESCRIBE));
     for (index, node) in root.tables_mut(net::OPLISTS).into_iter().flatten().enumerate() {
         split.op(node).map_err(|error| error.within(&format!("oplists[{index}]")))?;
     }
     for (graph_index, graph) in root.tables_mut(net::SUBGRAPHS).into_iter().flatten().enumerate() {
+        split.int8 = int8_tensors(graph.get(sub_graph_proto::EXTRA_TENSOR_DESCRIBE));
         for (index, node) in graph.tables_mut(sub_graph_proto::NODES).into_iter().flatten().enumerate() {
             let place = format!("subgraphs[{graph_index}].nodes[{index}]");
             split.op(node).map_err(|error| error.within(&place))?;
@@ -243,12 +288,14 @@ pub(crate) fn split(root: &Table) -> Result<Split> {
 impl Split {
     fn op(&mut self, node: &mut Table) -> Result<()> {
         let inputs = node.get(op::INPUT_INDEXES).map_or(0, Numbers::len);
+        let outputs = node.get(op::OUTPUT_INDEXES).and_then(Numbers::as_i32).unwrap_or_default();
+        let int8 = outputs.iter().any(|tensor| self.int8.contains(tensor));
         let Some(main) = node.table_mut(op::MAIN) else { return Ok(()) };
         if has_external(main) {
             return Err(FormatError::at("main.external", Problem::ExternalMissing { wanted: None }));
         }
         match main.kind() {
-            TableKind::Convolution2D if inputs <= 1 => self.convolution(main),
+            TableKind::Convolution2D if inputs <= 1 => self.convolution(main, int8),
             TableKind::Blob => {
                 let floats = main.get(blob_field::FLOAT32S).map_or(0, Numbers::len);
                 if main.get(blob_field::DATA_TYPE) == DataType::DT_FLOAT && floats > SMALL_BLOB {
@@ -269,7 +316,7 @@ impl Split {
         Ok(())
     }
 
-    fn convolution(&mut self, main: &mut Table) {
+    fn convolution(&mut self, main: &mut Table, int8: bool) {
         let bias = main.has(convolution2d::BIAS);
         if let Some(quantized) = main.table_mut(convolution2d::QUAN_PARAMETER) {
             let half = quantized.get(idst_quan::SCALE_STORAGE) == ScaleStorageType::FP16;
@@ -279,7 +326,7 @@ impl Split {
             let index = quantized.take(idst_quan::INDEX);
             let bias = main.take(convolution2d::BIAS);
             self.push(main, convolution2d::EXTERNAL, [buffer, alpha, bias, index]);
-        } else if bias && main.get(convolution2d::WEIGHT).is_some_and(|weight| !weight.is_empty()) {
+        } else if bias && !int8 && main.get(convolution2d::WEIGHT).is_some_and(|weight| !weight.is_empty()) {
             let parts = [main.take(convolution2d::WEIGHT), main.take(convolution2d::BIAS)];
             self.push(main, convolution2d::EXTERNAL, parts);
         }

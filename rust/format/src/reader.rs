@@ -21,8 +21,8 @@ pub struct ReadLimits {
     pub max_depth: usize,
     /// Largest number of tables.
     pub max_tables: usize,
-    /// How often a byte of tables, strings and offset vectors may be visited on average; a file in which nothing
-    /// is shared needs 1. (64 KiB are always allowed. Vectors of numbers cost nothing.)
+    /// How often a byte may be visited on average; a file in which nothing is shared needs 1. (64 KiB are always
+    /// allowed.)
     pub max_visits: usize,
 }
 
@@ -56,7 +56,8 @@ pub fn read_unvalidated(bytes: impl Into<Bytes>, limits: &ReadLimits) -> Result<
         return Err(FormatError::at("", Problem::FileTooLarge { len, limit: limits.max_file_size }));
     }
     let budget = bytes.len().saturating_mul(limits.max_visits).saturating_add(1 << 16);
-    let mut reader = Reader { bytes: &bytes, limits, budget, total_budget: budget, tables: 0, skipped: Vec::new() };
+    let mut reader =
+        Reader { bytes: &bytes, limits, budget, total_budget: budget, tables: 0, skipped: Vec::new() };
     let path = Path { parent: None, part: Part::Root };
     let root = reader.offset("root offset", 0, &path)?;
     let net = reader.table(ROOT, root, 0, &path)?;
@@ -129,7 +130,10 @@ impl<'a> Reader<'a> {
 
     fn array<const N: usize>(&self, what: &'static str, position: usize, path: &Path<'_>) -> Result<[u8; N]> {
         let slice = self.slice(what, position, N, path)?;
-        slice.first_chunk().copied().map_or_else(|| self.fail(path, self.out_of_bounds(what, position, N)), Ok)
+        slice
+            .first_chunk()
+            .copied()
+            .map_or_else(|| self.fail(path, self.out_of_bounds(what, position, N)), Ok)
     }
 
     fn u32(&self, what: &'static str, position: usize, path: &Path<'_>) -> Result<usize> {
@@ -313,11 +317,13 @@ impl<'a> Reader<'a> {
     }
 
     /// A vector of numbers, shared with the file.
-    fn numbers(&self, ty: ScalarType, position: usize, path: &Path<'_>) -> Result<Numbers> {
+    fn numbers(&mut self, ty: ScalarType, position: usize, path: &Path<'_>) -> Result<Numbers> {
         let len = self.u32("vector", position, path)?;
         let start = position.saturating_add(4);
         let size = len.saturating_mul(ty.size());
         self.slice("vector", start, size, path)?;
+        // Shared with the file, yet users may copy every vector they find.
+        self.visit(size.saturating_add(4), path)?;
         let bytes = self.bytes.slice(start..start.saturating_add(size));
         Numbers::from_bytes(ty, bytes).map_err(|error| error.within(&path.render()))
     }

@@ -73,7 +73,7 @@ impl fmt::Display for ScalarType {
 }
 
 /// A single number. Enum values are stored as their base type.
-#[derive(Debug, Clone, Copy, PartialEq)]
+#[derive(Debug, Clone, Copy)]
 #[expect(missing_docs, reason = "variants are those of ScalarType")]
 pub enum Scalar {
     Bool(bool),
@@ -84,6 +84,17 @@ pub enum Scalar {
     U32(u32),
     I64(i64),
     F32(f32),
+}
+
+impl PartialEq for Scalar {
+    /// Same type and same bits: a NaN equals itself, -0.0 and 0.0 differ.
+    fn eq(&self, other: &Self) -> bool {
+        match (self, other) {
+            (Self::F32(a), Self::F32(b)) => a.to_bits() == b.to_bits(),
+            (Self::F32(_), _) | (_, Self::F32(_)) => false,
+            _ => self.scalar_type() == other.scalar_type() && self.as_i64() == other.as_i64(),
+        }
+    }
 }
 
 impl Scalar {
@@ -251,7 +262,10 @@ impl EnumDesc {
     }
 }
 
-#[expect(clippy::as_conversions, reason = "the discriminant of a field-less enum is its position in the table")]
+#[expect(
+    clippy::as_conversions,
+    reason = "the discriminant of a field-less enum is its position in the table"
+)]
 impl TableKind {
     /// The descriptor of this table.
     #[must_use]
@@ -284,7 +298,10 @@ impl TableKind {
     }
 }
 
-#[expect(clippy::as_conversions, reason = "the discriminant of a field-less enum is its position in the table")]
+#[expect(
+    clippy::as_conversions,
+    reason = "the discriminant of a field-less enum is its position in the table"
+)]
 impl EnumKind {
     /// The descriptor of this enum.
     #[must_use]
@@ -477,3 +494,61 @@ macro_rules! enum_impl {
     };
 }
 pub(crate) use enum_impl;
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn kinds_are_positions_in_the_tables() {
+        for (position, table) in TABLES.iter().enumerate() {
+            assert_eq!(table.kind.desc().name, table.name, "table {position}");
+            assert_eq!(TableKind::from_name(table.name), Some(table.kind));
+            assert!(table.fields.is_sorted_by_key(|field| field.slot), "{}", table.name);
+        }
+        assert_eq!(EnumKind::OpType.desc().name, "OpType");
+        assert_eq!(EnumKind::QuantizeRoundMode.desc().name, "QuantizeRoundMode");
+    }
+
+    #[test]
+    fn the_schema_has_the_shape_of_the_format() {
+        // 121 tables, 30 small enums and OpType, 103 union members besides NONE.
+        assert_eq!(TABLES.len(), 121);
+        assert_eq!(ENUMS.len(), 30);
+        assert_eq!(UNION_MEMBERS.len(), 103);
+        assert_eq!(TableKind::Convolution2D.union_tag(), Some(9));
+        assert_eq!(TableKind::from_union_tag(103), Some(TableKind::FusedLinearParam));
+        assert_eq!(TableKind::from_union_tag(0), None);
+        assert_eq!(TableKind::Net.union_tag(), None);
+    }
+
+    #[test]
+    fn no_scalar_field_needs_more_than_four_bytes() {
+        // The writer aligns tables to four bytes.
+        for field in TABLES.iter().flat_map(|table| table.fields) {
+            if let FieldType::Scalar(_) | FieldType::Enum(_) = field.ty {
+                assert!(field.ty.scalar_type().unwrap().size() <= 4, "{}", field.name);
+            }
+        }
+    }
+
+    #[test]
+    fn defaults_are_those_of_the_schema() {
+        let conv = Table::new(TableKind::Convolution2DCommon);
+        assert_eq!(conv.get(convolution2d_common::KERNEL_X), 1);
+        assert_eq!(conv.get(convolution2d_common::PAD_X), 0);
+        assert_eq!(conv.get(convolution2d_common::PAD_MODE), PadMode::CAFFE);
+        assert!(conv.get(convolution2d_common::PADS).is_none());
+        assert!(Table::new(TableKind::Pool).get(pool::CEIL_MODEL));
+        assert_eq!(Table::new(TableKind::Relu6).get(relu6::MAX_VALUE), 6.0);
+        assert_eq!(Table::new(TableKind::QuantizedFloatParam).get(quantized_float_param::CLAMP_MIN), -128);
+        assert_eq!(OpType(13).to_string(), "ConvolutionDepthwise");
+        assert_eq!(OpType(-5).to_string(), "OpType -5");
+    }
+
+    #[test]
+    fn fields_know_their_names() {
+        assert_eq!(format!("{:?}", convolution2d_common::PAD_X), "Convolution2DCommon.padX");
+        assert_eq!(op::MAIN.name(), "main");
+    }
+}

@@ -76,7 +76,8 @@ fn check_op(
     let inputs = node.get(op::INPUT_INDEXES).and_then(|indexes| indexes.as_i32()).unwrap_or_default();
     for (position, &index) in inputs.iter().enumerate() {
         if index != -1 {
-            check_index(index, tensors).map_err(|error| error.within(&format!("inputIndexes[{position}]")))?;
+            check_index(index, tensors)
+                .map_err(|error| error.within(&format!("inputIndexes[{position}]")))?;
         }
     }
     let outputs = node.get(op::OUTPUT_INDEXES).and_then(|indexes| indexes.as_i32()).unwrap_or_default();

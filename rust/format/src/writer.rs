@@ -75,7 +75,9 @@ pub fn write_file(model: &Model, path: &Path, options: &WriteOptions) -> Result<
     let side_file = if split.payloads.is_empty() {
         None
     } else {
-        Some(write_temporary(&side, |sink| split.payloads.iter().try_for_each(|part| part.with_bytes(&mut *sink)))?)
+        Some(write_temporary(&side, |sink| {
+            split.payloads.iter().try_for_each(|part| part.with_bytes(&mut *sink))
+        })?)
     };
     let file = write_temporary(path, |sink| layout.emit(sink))?;
     if let Some(side_file) = side_file {
@@ -118,7 +120,9 @@ fn payload_size(table: &Table) -> u64 {
         sum.saturating_add(match value {
             Value::Numbers(numbers) => to_u64(numbers.byte_len()),
             Value::Table(table) => payload_size(table),
-            Value::Tables(tables) => tables.iter().fold(0, |sum, table| sum.saturating_add(payload_size(table))),
+            Value::Tables(tables) => {
+                tables.iter().fold(0, |sum, table| sum.saturating_add(payload_size(table)))
+            }
             Value::Scalar(_) | Value::String(_) | Value::Strings(_) => 0,
         })
     })
@@ -192,7 +196,8 @@ impl<'m> Layout<'m> {
 
     /// Makes the offset in `hole` point here.
     fn fill(&mut self, hole: Hole) -> Result<()> {
-        let offset = u32::try_from(self.position.saturating_sub(hole.position)).map_err(|_| self.too_large())?;
+        let offset =
+            u32::try_from(self.position.saturating_sub(hole.position)).map_err(|_| self.too_large())?;
         if let Some(place) = self.small.get_mut(hole.index..).and_then(<[u8]>::first_chunk_mut) {
             *place = offset.to_le_bytes();
         }
@@ -213,7 +218,10 @@ impl<'m> Layout<'m> {
         for (field, value) in &fields {
             if !value.fits(field.ty) {
                 let wanted = field.ty.describe().into_owned();
-                return Err(FormatError::at(field.name, Problem::WrongType { wanted, got: value.describe() }));
+                return Err(FormatError::at(
+                    field.name,
+                    Problem::WrongType { wanted, got: value.describe() },
+                ));
             }
         }
         // Wide fields first: then all are aligned without padding.
@@ -231,7 +239,8 @@ impl<'m> Layout<'m> {
         };
         self.align(4);
         self.fill(hole)?;
-        let to_vtable = i32::try_from(self.position.saturating_sub(vtable_position)).map_err(|_| self.too_large())?;
+        let to_vtable =
+            i32::try_from(self.position.saturating_sub(vtable_position)).map_err(|_| self.too_large())?;
         self.push(&to_vtable.to_le_bytes());
         let mut holes = Vec::new();
         for (field, value) in &fields {

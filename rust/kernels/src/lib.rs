@@ -13,6 +13,7 @@ mod error;
 pub mod gemm_f32;
 pub mod geometry;
 pub mod half_rows;
+pub mod multiversion;
 pub mod normalize;
 pub mod parallel;
 pub mod pool;

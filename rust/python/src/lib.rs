@@ -1,6 +1,12 @@
 //! The extension module `mnnq._native`: a thin binding over `mnnq-core` and `mnnq-format`.
 //!
-//! It converts values and errors; it holds no algorithm.
+//! It converts values and errors; it holds no algorithm. Every module adds its functions through one `add`.
+
+mod arrays;
+mod errors;
+mod format;
+mod quant;
+mod session;
 
 use pyo3::prelude::*;
 
@@ -11,6 +17,9 @@ mod _native {
 
     #[pymodule_init]
     fn init(module: &Bound<'_, PyModule>) -> PyResult<()> {
-        module.add("__version__", env!("CARGO_PKG_VERSION"))
+        module.add("__version__", env!("CARGO_PKG_VERSION"))?;
+        format::add(module)?;
+        quant::add(module)?;
+        session::add(module)
     }
 }

@@ -14,9 +14,9 @@ use crate::schema::ScalarType;
 pub trait Number: Pod + Send + Sync {
     /// The wire type.
     const TYPE: ScalarType;
-    /// Reverses the bytes on a big-endian machine.
+    /// The number whose little-endian bytes lie in memory as `self`: itself, except on a big-endian machine.
     #[must_use]
-    fn from_le(self) -> Self;
+    fn swapped_if_big_endian(self) -> Self;
 }
 
 macro_rules! number {
@@ -24,7 +24,7 @@ macro_rules! number {
         impl Number for $rust {
             const TYPE: ScalarType = ScalarType::$variant;
 
-            fn from_le(self) -> Self {
+            fn swapped_if_big_endian(self) -> Self {
                 ($from_le)(self)
             }
         }
@@ -208,7 +208,7 @@ fn whole(element: ScalarType, byte_len: usize) -> Result<()> {
 fn copied<T: Number>(bytes: &[u8]) -> Vec<T> {
     let mut out = vec![T::zeroed(); bytes.len() / size_of::<T>()];
     bytemuck::cast_slice_mut::<T, u8>(&mut out).copy_from_slice(bytes);
-    out.iter_mut().for_each(|value| *value = value.from_le());
+    out.iter_mut().for_each(|value| *value = value.swapped_if_big_endian());
     out
 }
 
@@ -217,7 +217,7 @@ impl<T: Number> From<Vec<T>> for Numbers {
     fn from(numbers: Vec<T>) -> Self {
         let mut numbers = numbers;
         if cfg!(target_endian = "big") {
-            numbers.iter_mut().for_each(|value| *value = value.from_le());
+            numbers.iter_mut().for_each(|value| *value = value.swapped_if_big_endian());
         }
         Self { element: T::TYPE, payload: Payload::Bytes(Bytes::from_owner(Owner(numbers))) }
     }

@@ -12,9 +12,9 @@ use crate::schema::{ScaleStorageType, idst_quan};
 use crate::weight_blob::zero_code;
 
 /// Weights that a sparse payload may always stand for, whatever its size.
-const SPARSE_FLOOR: u64 = 1 << 24;
+const SPARSE_FLOOR: u64 = 1 << 16;
 
-/// Weights that a sparse payload may stand for per byte of its own, above [`SPARSE_FLOOR`].
+/// Weights that a sparse payload may stand for per byte of its own and of its scales, above [`SPARSE_FLOOR`].
 const SPARSE_RATIO: u64 = 4096;
 
 /// Decodes an `IDSTQuan` table of storage type 1, 2 or 4.
@@ -156,7 +156,8 @@ impl<'a> Cursor<'a> {
             let wanted = used.saturating_add(size.map_or(u64::MAX, to_u64));
             Problem::PayloadTooShort { what, wanted, len: self.all.len() }
         };
-        let (taken, rest) = size.and_then(|size| self.rest.split_at_checked(size)).ok_or_else(|| short(size))?;
+        let (taken, rest) =
+            size.and_then(|size| self.rest.split_at_checked(size)).ok_or_else(|| short(size))?;
         self.rest = rest;
         Ok(taken)
     }
@@ -266,7 +267,8 @@ fn decode_dense(payload: &[u8], wide: bool) -> Result<Codes, Problem> {
 fn decode_sparse(payload: &[u8], wide: bool, alpha: &[f32]) -> Result<Codes, Problem> {
     let mut cursor = Cursor::new(payload);
     let (rows, product) = cursor.dims(wide)?;
-    let count = sparse_size(product, to_u64(payload.len()))?;
+    let size = to_u64(payload.len()).saturating_add(to_u64(size_of_val(alpha)));
+    let count = sparse_size(product, size)?;
     let entries = u32::from_le_bytes(cursor.array("the number of entries")?);
     let entries = usize::try_from(entries).unwrap_or(usize::MAX);
     let step_bits = cursor.byte("the step width")?;

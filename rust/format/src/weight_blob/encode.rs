@@ -59,7 +59,7 @@ impl EncodedWeights {
         table
             .set(idst_quan::BUFFER, signed(self.buffer))
             .set(idst_quan::TYPE, self.kind)
-            .set(idst_quan::QUANT_SCALE, 1.0)
+            .set(idst_quan::QUANT_SCALE, 1.0_f32)
             .set(idst_quan::A_MAX_OR_BITS, i32::from(self.bits))
             .set(idst_quan::A_MIN, self.a_min)
             .set(idst_quan::READ_TYPE, self.read_type)
@@ -86,7 +86,7 @@ pub fn half_table(weights: &[f32]) -> Table {
     Table::new(TableKind::IDSTQuan)
         .with(idst_quan::BUFFER, signed(half_bytes(weights)))
         .with(idst_quan::TYPE, 3)
-        .with(idst_quan::QUANT_SCALE, 1.0)
+        .with(idst_quan::QUANT_SCALE, 1.0_f32)
 }
 
 /// Encodes weights in the dense layout, or in the sparse one where that is asked for and smaller.

@@ -1,0 +1,134 @@
+"""The functions behind ``import mnnq``."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import fields, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from mnnq.errors import ConfigError, FormatError, ModelError
+from mnnq.ir.model import Model
+from mnnq.quantization.config import WeightConfig, WeightMethod, WeightOptions
+from mnnq.quantization.params_file import ParamsFile, read_params
+from mnnq.quantization.weight import Progress, QuantizedModel, quantize_model
+
+if TYPE_CHECKING:
+    from typing_extensions import Unpack
+
+
+def load(path: str | Path, *, input_shapes: Mapping[str, Sequence[int]] | None = None) -> Model:
+    """Load a model: an ONNX file (it is converted) or a `.mnn` file (it is read).
+
+    What a file is follows from its name: ``.mnn`` is MNN, everything else ONNX.
+
+    Parameters
+    ----------
+    path
+        File to load. External weights are looked for beside it.
+    input_shapes
+        Fixes symbolic axes of an ONNX model's inputs, by input name.
+
+    Raises
+    ------
+    ModelError
+        The file is damaged, or not of its kind.
+    UnsupportedError
+        The model uses operators that cannot be converted exactly; all are named.
+    OSError
+        The file cannot be read.
+
+    Examples
+    --------
+    >>> import mnnq
+    >>> model = mnnq.load("resnet50.onnx", input_shapes={"input": (1, 3, 224, 224)})  # doctest: +SKIP
+    """
+    path = Path(path)
+    if path.suffix != ".mnn":
+        from mnnq.convert import ConvertOptions, convert_onnx
+
+        if path.stat().st_size == 0:
+            msg = "not an ONNX file: it is empty"
+            raise ModelError(msg, file=str(path))
+        return convert_onnx(path, ConvertOptions(input_shapes=input_shapes))
+    if input_shapes:
+        msg = "a .mnn file keeps its own input shapes; convert from ONNX to fix them"
+        raise ConfigError(msg, file=str(path), key="input_shapes")
+    from mnnq.writer.from_mnn import read_model
+
+    try:
+        return read_model(path)
+    except FormatError as error:
+        error.file = error.file or str(path)
+        raise
+
+
+def quantize_weights(
+    model: Model,
+    config: WeightConfig | None = None,
+    *,
+    params_file: ParamsFile | str | Path | None = None,
+    progress: Progress | None = None,
+    **options: Unpack[WeightOptions],
+) -> QuantizedModel:
+    """Quantize the weights of a model and return the result; the model given is not changed.
+
+    Parameters
+    ----------
+    model
+        What `load` returned; its layers may be float, half float or quantized already.
+    config
+        What to do; by default 8 bits, asymmetric, one scale per output channel.
+    params_file
+        A compression parameter file (or its path); what it says of a layer wins.
+    progress
+        Called before each layer with (layers done, layers in all, name).
+    options
+        Fields of `WeightConfig`, in place of those of `config`: ``bits=4``, ``block=64``, ``method="hqq"``,
+        ``symmetric=True``, ``overrides={"head/*": {"bits": 8}}`` ...
+
+    Returns
+    -------
+    QuantizedModel
+        A `Model` with ``report``, the record of every layer.
+
+    Raises
+    ------
+    ConfigError
+        An option is wrong, or names no layer.
+    QuantizationError
+        Weights cannot be quantized, naming the layer.
+
+    Examples
+    --------
+    >>> import mnnq
+    >>> model = mnnq.load("model.onnx")  # doctest: +SKIP
+    >>> small = mnnq.quantize_weights(model, bits=4, block=64, method="hqq")  # doctest: +SKIP
+    >>> small.report.bytes_after, small.save("model.mnn")  # doctest: +SKIP
+    """
+    config = make_config(config, options)
+    if params_file is not None and not isinstance(params_file, ParamsFile):
+        params_file = read_params(params_file)
+    copied = model.copy()
+    result = QuantizedModel(**{entry.name: getattr(copied, entry.name) for entry in fields(Model)})
+    result.report = quantize_model(result, config, params=params_file, progress=progress)
+    return result
+
+
+def make_config(config: WeightConfig | None, options: Mapping[str, Any]) -> WeightConfig:
+    """Return `config` (or the default) with some fields replaced.
+
+    Raises
+    ------
+    ConfigError
+        A field is unknown or its value is wrong.
+    """
+    known = {entry.name for entry in fields(WeightConfig)}
+    for name in options:
+        if name not in known:
+            msg = f"unknown option; use {', '.join(sorted(known))}"
+            raise ConfigError(msg, key=name)
+    return replace(config or WeightConfig(), **options)
+
+
+__all__ = ["QuantizedModel", "WeightConfig", "WeightMethod", "load", "make_config", "quantize_weights"]

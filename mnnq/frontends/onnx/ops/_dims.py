@@ -1,0 +1,276 @@
+"""Sizes and indices inside the MNN graph: constants when they are known, INT32 tensors computed at run time else."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from mnnq.frontends.onnx.lowering import INT_LIMIT, Lowering, Unsupported
+from mnnq.ir.graph import Node, ValueInfo
+
+INT = np.dtype(np.int32)
+
+#: A size: known, or the name of an INT32 tensor of shape [1].
+Size = int | str
+
+
+def normal_axis(axis: int, rank: int) -> int:
+    """`axis` counted from the front; raises `Unsupported` when it is out of range."""
+    if not -rank <= axis < max(rank, 1):
+        msg = f"axis {axis} is out of range for rank {rank}"
+        raise Unsupported(msg)
+    return axis + rank if axis < 0 else axis
+
+
+def int_attr(node: Node, name: str, default: int) -> int:
+    """Value of an int attribute."""
+    return int(node.attrs.get(name, default))
+
+
+def constant_ints(b: Lowering, name: str) -> list[int] | None:
+    """Values of a constant integer tensor as ints, or None when it is computed at run time."""
+    array = b.constant(name) if name else None
+    return None if array is None else [int(v) for v in array.reshape(-1)]
+
+
+def vector(b: Lowering, values: Sequence[int], stem: str = "ints") -> str:
+    """An INT32 constant of shape [n]."""
+    return b.const(np.asarray(values, np.int64).clip(-INT_LIMIT, INT_LIMIT), stem, np.int32)
+
+
+def scalar(b: Lowering, value: int) -> str:
+    """An INT32 constant of rank 0."""
+    return b.const(np.asarray(value, np.int32), "int")
+
+
+def shape_of(b: Lowering, x: str) -> str:
+    """The shape of a tensor as an INT32 vector."""
+    static = b.static_shape(x)
+    if static is not None:
+        return vector(b, static, "shape")
+    shape = b.shape(x)
+    return b.once(
+        ("Shape", x),
+        lambda: b.emit(
+            "Shape", [x], default_format="NCHW", info=ValueInfo(INT, None if shape is None else (len(shape),))
+        ),
+    )
+
+
+def size_of(b: Lowering, x: str, axis: int) -> Size:
+    """The size of one axis (counted from the front)."""
+    shape = b.shape(x)
+    known = shape[axis] if shape is not None else None
+    if isinstance(known, int):
+        return known
+    return b.once(("size", x, axis), lambda: strided_slice(b, shape_of(b, x), [axis], [axis + 1], [0]))
+
+
+def sizes_of(b: Lowering, x: str) -> list[Size]:
+    """The sizes of all axes; needs the rank."""
+    return [size_of(b, x, axis) for axis in range(b.rank(x))]
+
+
+def as_vector(b: Lowering, size: Size) -> str:
+    """A size as an INT32 tensor of shape [1]."""
+    return vector(b, [size]) if isinstance(size, int) else size
+
+
+def as_scalar(b: Lowering, size: Size) -> str:
+    """A size as an INT32 tensor of rank 0."""
+    if isinstance(size, int):
+        return scalar(b, size)
+    return b.once(("scalar", size), lambda: squeeze(b, size, [0]))
+
+
+def arithmetic(b: Lowering, kind: str, a: Size, c: Size) -> Size:
+    """ADD, SUB, MUL, FLOORDIV, MAXIMUM or MINIMUM of two sizes, folded when both are known."""
+    if isinstance(a, int) and isinstance(c, int):
+        return {
+            "ADD": a + c,
+            "SUB": a - c,
+            "MUL": a * c,
+            "FLOORDIV": a // c if c else 0,
+            "MAXIMUM": max(a, c),
+            "MINIMUM": min(a, c),
+        }[kind]
+    made = b.binary(kind, as_vector(b, a), as_vector(b, c))
+    b.note(made, ValueInfo(INT, (1,)))
+    return made
+
+
+def product(b: Lowering, sizes: Sequence[Size]) -> Size:
+    """Product of sizes (1 for none)."""
+    result: Size = 1
+    for size in sizes:
+        result = size if result == 1 else result if size == 1 else arithmetic(b, "MUL", result, size)
+    return result
+
+
+def shape_tensor(b: Lowering, sizes: Sequence[Size]) -> str:
+    """The vector of `sizes`: a constant, or a ``Concat`` of known runs and run-time entries."""
+    parts: list[str] = []
+    run: list[int] = []
+    for size in sizes:
+        if isinstance(size, int):
+            run.append(size)
+            continue
+        if run:
+            parts.append(vector(b, run))
+            run = []
+        parts.append(size)
+    if run:
+        parts.append(vector(b, run))
+    if not parts:
+        return vector(b, [])
+    if len(parts) == 1:
+        return parts[0]
+    return concat(b, parts, 0, info=ValueInfo(INT, (len(sizes),)))
+
+
+def reshape_to(b: Lowering, x: str, sizes: Sequence[Size], out: str | None = None) -> str:
+    """``Reshape`` to `sizes`; one of them may be -1, and a single unknown size becomes -1."""
+    unknown = [i for i, size in enumerate(sizes) if not isinstance(size, int)]
+    if len(unknown) == 1 and all(isinstance(size, str) or size > 0 for size in sizes):
+        sizes = [size if isinstance(size, int) else -1 for size in sizes]
+    known = [size for size in sizes if isinstance(size, int)]
+    if len(known) == len(sizes):
+        return b.reshape(x, known, out)
+    made = b.reshape(x, shape_tensor(b, sizes), out)
+    b.note(
+        made, ValueInfo(b.info(x).dtype, tuple(s if isinstance(s, int) and s > 0 else None for s in sizes))
+    )
+    return made
+
+
+def concat(
+    b: Lowering, parts: Sequence[str], axis: int, out: str | None = None, info: ValueInfo | None = None
+) -> str:
+    """``Concat`` along `axis`."""
+    return b.emit("Concat", parts, out, param_type="Axis", axis=axis, info=info)
+
+
+def squeeze(b: Lowering, x: str, axes: Sequence[int], out: str | None = None) -> str:
+    """``Squeeze`` of `axes` (counted from the front)."""
+    shape = b.shape(x)
+    kept = None if shape is None else tuple(d for i, d in enumerate(shape) if i not in axes)
+    return b.emit(
+        "Squeeze", [x], out, param_type="SqueezeParam", squeezeDims=np.asarray(axes, np.int32),
+        info=ValueInfo(b.info(x).dtype, kept),
+    )  # fmt: skip
+
+
+def unsqueeze(b: Lowering, x: str, axes: Sequence[int], out: str | None = None) -> str:
+    """``Unsqueeze`` at `axes` of the result (counted from the front)."""
+    shape = b.shape(x)
+    made = None
+    if shape is not None:
+        rest = iter(shape)
+        made = tuple(1 if i in axes else next(rest) for i in range(len(shape) + len(axes)))
+    return b.emit(
+        "Unsqueeze", [x], out, param_type="SqueezeParam", squeezeDims=np.asarray(sorted(axes), np.int32),
+        info=ValueInfo(b.info(x).dtype, made),
+    )  # fmt: skip
+
+
+def strided_slice(
+    b: Lowering,
+    x: str,
+    starts: Sequence[int] | str,
+    ends: Sequence[int] | str,
+    axes: Sequence[int],
+    steps: Sequence[int] | str | None = None,
+    out: str | None = None,
+) -> str:
+    """``StridedSlice`` with ONNX's meaning of starts, ends and steps."""
+    inputs = [
+        x,
+        starts if isinstance(starts, str) else vector(b, starts),
+        ends if isinstance(ends, str) else vector(b, ends),
+        vector(b, axes),
+    ]
+    if steps is not None:
+        inputs.append(steps if isinstance(steps, str) else vector(b, steps))
+    info = ValueInfo(b.info(x).dtype, _sliced(b, x, starts, ends, axes, steps))
+    return b.emit("StridedSlice", inputs, out, param_type="StridedSliceParam", fromType=1, info=info)
+
+
+def _sliced(
+    b: Lowering,
+    x: str,
+    starts: Sequence[int] | str,
+    ends: Sequence[int] | str,
+    axes: Sequence[int],
+    steps: Sequence[int] | str | None,
+) -> tuple[int | str | None, ...] | None:
+    shape = b.shape(x)
+    if shape is None:
+        return None
+    made = list(shape)
+    for i, axis in enumerate(axes):
+        dim = shape[axis]
+        if isinstance(starts, str) or isinstance(ends, str) or isinstance(steps, str):
+            made[axis] = None
+        elif isinstance(dim, int):
+            made[axis] = len(range(*slice(starts[i], ends[i], steps[i] if steps else 1).indices(dim)))
+        else:
+            made[axis] = None
+    return tuple(made)
+
+
+def gather(b: Lowering, x: str, indices: str, axis: int, out: str | None = None) -> str:
+    """``GatherV2`` along `axis`; indices must not be negative."""
+    shape, picked = b.shape(x), b.shape(indices)
+    made = None if shape is None or picked is None else (*shape[:axis], *picked, *shape[axis + 1 :])
+    return b.emit(
+        "GatherV2", [x, indices, scalar(b, axis)], out, param_type="GatherV2",
+        info=ValueInfo(b.info(x).dtype, made),
+    )  # fmt: skip
+
+
+def iota(b: Lowering, start: Size, limit: Size, step: int = 1) -> str:
+    """The INT32 vector start, start + step, ... below `limit`."""
+    if isinstance(start, int) and isinstance(limit, int):
+        return vector(b, range(start, limit, step), "range")
+    return b.emit(
+        "Range", [as_scalar(b, start), as_scalar(b, limit), scalar(b, step)],
+        param_type="Range", Tidx="DT_INT32", info=ValueInfo(INT, (None,)),
+    )  # fmt: skip
+
+
+def select(b: Lowering, condition: str, yes: str, no: str, out: str | None = None) -> str:
+    """``Select``; `no` must be a scalar or have the shape of the result (the runtime broadcasts it wrongly else)."""
+    info = b.info(yes) if b.shape(yes) else b.info(no) if b.shape(no) else ValueInfo(b.info(yes).dtype)
+    return b.emit("Select", [condition, yes, no], out, info=info)
+
+
+def broadcast_to(b: Lowering, x: str, sizes: Sequence[Size], out: str | None = None) -> str:
+    """``BroadcastTo`` the given shape."""
+    info = ValueInfo(b.info(x).dtype, tuple(s if isinstance(s, int) else None for s in sizes))
+    return b.emit("BroadcastTo", [x, shape_tensor(b, sizes)], out, info=info)
+
+
+def zero_like(b: Lowering, x: str) -> str:
+    """A scalar zero of the type of `x`."""
+    return b.const(np.float32(0) if b.is_float(x) else np.int32(0), "zero")
+
+
+def wrap_indices(b: Lowering, indices: str, sizes: Sequence[Size]) -> str:
+    """Count negative indices from the end.
+
+    `sizes` has one entry, or one per entry of the last axis of `indices`. Constants are wrapped here when
+    possible; MNN's integer MOD has the sign of the divisor, so ``MOD(i, size)`` does it at run time.
+    """
+    array = b.constant(indices)
+    if array is not None:
+        if (array >= 0).all():
+            return indices
+        known = [size for size in sizes if isinstance(size, int)]
+        if len(known) == len(sizes):
+            limit = np.asarray(known, np.int64) if len(known) > 1 else np.int64(known[0])
+            return b.const(np.where(array < 0, array + limit, array).astype(np.int32), f"{indices}__wrapped")
+    divisor = as_scalar(b, sizes[0]) if len(sizes) == 1 else shape_tensor(b, sizes)
+    made = b.binary("MOD", indices, divisor)
+    b.note(made, ValueInfo(INT, b.shape(indices)))
+    return made

@@ -1,0 +1,478 @@
+"""Quantizing the weights of a model: which layers, how, and the record of it."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import numpy as np
+
+from mnnq import _native
+from mnnq.errors import ConfigError, MnnqError
+from mnnq.ir.model import WEIGHT_OPS, Model, Op
+from mnnq.quantization import embedding
+from mnnq.quantization.config import BLOCK_UNIT, LayerConfig, WeightConfig
+from mnnq.quantization.int8 import Int8Layer, apply_int8
+from mnnq.quantization.params_file import ParamsFile
+from mnnq.quantization.stored import Storage, StoredWeights, describe, float_weights, quant_size
+from mnnq.report.quantization import LayerReport, QuantizationReport
+
+_log = logging.getLogger(__name__)
+
+#: Float constants below this many elements stay float under `WeightConfig.fp16_constants`: they save nothing,
+#: and epsilons and masks do not survive.
+MIN_HALF_ELEMENTS = 256
+
+_MAX_HALF = 65504.0
+
+#: Called before each layer with (layers done, layers in all, name).
+Progress = Callable[[int, int, str], None]
+
+
+@dataclass(eq=False)
+class QuantizedModel(Model):
+    """A model with quantized weights, and the record of what was done.
+
+    Attributes
+    ----------
+    report
+        What became of each layer.
+    """
+
+    report: QuantizationReport = field(default_factory=QuantizationReport)
+
+
+def choose_block(asked: int | None, channels: int) -> int | None:
+    """Return the block to use: the largest one not above `asked` that runtimes compute correctly.
+
+    Such a block is a multiple of 16 input channels (`BLOCK_UNIT`) and divides them. None is one block per output
+    channel.
+    """
+    if asked is None or asked >= channels:
+        return None
+    candidates = range(asked - asked % BLOCK_UNIT, 0, -BLOCK_UNIT)
+    return next((block for block in candidates if channels % block == 0), None)
+
+
+def quantize_model(
+    model: Model,
+    config: WeightConfig,
+    *,
+    params: ParamsFile | None = None,
+    progress: Progress | None = None,
+) -> QuantizationReport:
+    """Quantize the weights of `model` in place, layer by layer; float weights are dropped as they are replaced.
+
+    Parameters
+    ----------
+    params
+        A compression parameter file to apply too; what it says of a layer wins over `config`.
+
+    Raises
+    ------
+    ConfigError
+        An override or an entry of `params` matches no layer, or asks what cannot be.
+    QuantizationError
+        Weights cannot be quantized (not finite, too large), naming the layer.
+    """
+    return _Run(model, config, params, progress).run()
+
+
+class _Run:
+    """One quantization of one model."""
+
+    def __init__(
+        self, model: Model, config: WeightConfig, params: ParamsFile | None, progress: Progress | None
+    ) -> None:
+        if params is not None:
+            config = _with_params(config, params)
+        self.model, self.config, self.params, self.progress = model, config, params, progress
+        self.layers: list[LayerReport] = []
+        self.notes: list[str] = []
+        self.int8: dict[int, Int8Layer] = {}
+        self._names: set[str] | None = None
+        self._rounded_twice = 0
+
+    def run(self) -> QuantizationReport:
+        weight_ops = [(graph, op) for graph, op in self.model.all_ops() if op.param_type == "Convolution2D"]
+        tables = self._tables()
+        self._check_names(weight_ops, tables)
+        if self.params is not None:
+            self._apply_params(self.params)
+        total = len(weight_ops) + len(tables)
+        for done, (subgraph, op) in enumerate(weight_ops):
+            self._tell(done, total, op.name)
+            self.layers.append(self._weights(subgraph, op))
+        for done, table in enumerate(tables, len(weight_ops)):
+            self._tell(done, total, table.const.name)
+            self.layers.append(self._table(table))
+        self._tell(total, total, "")
+        self._constants({id(table.const) for table in tables})
+        if self._rounded_twice:
+            self.notes.append(
+                f"{self._rounded_twice} layers were quantized before and are rounded a second time; "
+                "start from the float model for the best result"
+            )
+        for layer in self.layers:
+            if layer.reason:
+                _log.info("%s: %s", layer.label, layer.reason)
+        return QuantizationReport(tuple(self.layers), tuple(self.notes))
+
+    # -- what there is
+
+    def _graphs(self) -> list[tuple[str, list[Op], list[str]]]:
+        main = ("", self.model.ops, self.model.outputs)
+        return [main, *((name, sub.ops, sub.outputs) for name, sub in self.model.subgraphs.items())]
+
+    def _tables(self) -> list[embedding.Table]:
+        return [
+            table for name, ops, outs in self._graphs() for table in embedding.find_tables(ops, name, outs)
+        ]
+
+    def _check_names(self, weight_ops: list[tuple[str, Op]], tables: list[embedding.Table]) -> None:
+        layers = [(subgraph, op.name) for subgraph, op in weight_ops]
+        layers += [(table.subgraph, table.const.name) for table in tables]
+        unmatched = [override.pattern for override in self.config.unmatched(layers)]
+        self._unmatched(unmatched, [name for _, name in layers])
+
+    def _unmatched(self, patterns: list[str], names: list[str]) -> None:
+        if not patterns:
+            return
+        source = None if self.params is None or self.params.path is None else str(self.params.path)
+        what = ", ".join(repr(pattern) for pattern in patterns[:5]) + (" ..." if len(patterns) > 5 else "")
+        if self.config.allow_unmatched:
+            self.notes.append(f"no layer matches {what}")
+            return
+        some = ", ".join(names[:8]) + (", ..." if len(names) > 8 else "")
+        msg = f"no layer matches {what}; layers: {some} (`mnnq info` lists all; --allow-unmatched goes on)"
+        raise ConfigError(msg, file=source)
+
+    def _apply_params(self, params: ParamsFile) -> None:
+        self.int8, unmatched = apply_int8(self.model, params.int8_layers)
+        names = [op.outputs[0] for op in self.model.ops if op.type in ("Convolution", "ConvolutionDepthwise")]
+        self._unmatched(unmatched, names)
+        if params.uuid is not None:
+            self.model.net["mnn_uuid"] = params.uuid
+
+    def _tell(self, done: int, total: int, name: str) -> None:
+        if self.progress is not None:
+            self.progress(done, total, name)
+
+    # -- convolutions
+
+    def _weights(self, subgraph: str, op: Op) -> LayerReport:
+        try:
+            return self._weights_checked(subgraph, op)
+        except MnnqError as error:
+            error.node = error.node or op.name
+            raise
+
+    def _weights_checked(self, subgraph: str, op: Op) -> LayerReport:
+        config = self.config.layer(subgraph, op.name)
+        stored = describe(op)
+        if id(op) in self.int8:
+            done = self.int8[id(op)]
+            return replace(
+                _keep(op, subgraph, stored, config, None, "int8"),
+                bytes_before=done.bytes_before,
+                sqnr_db=_decibel(done.error, done.power),
+                relative_rms=_relative(done.error, done.power),
+            )
+        if stored.storage is Storage.INPUT:
+            return _keep(op, subgraph, stored, config, "its weights are computed at run time")
+        if op.type not in WEIGHT_OPS or stored.storage is Storage.OLD_INT8 or "symmetricQuan" in op.params:
+            return _keep(op, subgraph, stored, config, "it is an int8 layer with activation scales; kept")
+        if not config.coded:
+            return self._uncoded(subgraph, op, stored, config)
+        block, reason = _block(config, stored, op)
+        if stored.storage is Storage.CODES and _same(stored, config, block):
+            return _keep(op, subgraph, stored, config, reason)
+        if stored.storage in (Storage.CODES, Storage.HALF):
+            self._rounded_twice += stored.storage is Storage.CODES
+        matrix = float_weights(op)
+        quant, stats = _native.quantize_weights(
+            matrix,
+            bits=config.bits,
+            symmetric=config.symmetric,
+            block=None if block is None else block * stored.kernel,
+            method=str(config.method),
+            gain_correction=config.gain_correction,
+            fp16_scales=config.fp16_scales,
+            sparse=config.sparse,
+            threads=self.config.threads,
+        )
+        del matrix
+        op.params["quanParameter"] = quant
+        op.params.pop("weight", None)
+        if quant.get("type") != 2:
+            op.params.pop("sparseParameter", None)
+        return LayerReport(
+            name=op.name,
+            op_type=str(op.type),
+            shape=stored.shape,
+            bits=config.bits,
+            scheme=config.scheme,
+            block_asked=config.block,
+            block_used=block,
+            method=str(config.method),
+            bytes_before=stored.size,
+            bytes_after=quant_size(quant),
+            sqnr_db=stats["sqnr_db"],
+            relative_rms=stats["relative_rms"],
+            reason=reason,
+            subgraph=subgraph,
+            kernel=_kernel(op),
+        )
+
+    def _uncoded(self, subgraph: str, op: Op, stored: StoredWeights, config: LayerConfig) -> LayerReport:
+        """A layer asked to be float (bits 0) or half floats (bits 16)."""
+        if config.bits == 0 or stored.storage is Storage.HALF:
+            return _keep(op, subgraph, stored, config, None)
+        if stored.storage is Storage.CODES:
+            return _keep(
+                op, subgraph, stored, config, "it is quantized already; half floats would only be larger"
+            )
+        matrix = float_weights(op).astype(np.float32, copy=False)
+        error, power = _half_error(matrix)
+        op.params["quanParameter"] = _native.pack_half(matrix)
+        for key in ("weight", "sparseParameter"):
+            op.params.pop(key, None)
+        return LayerReport(
+            name=op.name,
+            op_type=str(op.type),
+            shape=stored.shape,
+            bits=16,
+            scheme=None,
+            block_asked=None,
+            block_used=None,
+            method="fp16",
+            bytes_before=stored.size,
+            bytes_after=2 * matrix.size,
+            sqnr_db=_decibel(error, power),
+            relative_rms=_relative(error, power),
+            subgraph=subgraph,
+            kernel=_kernel(op),
+        )
+
+    # -- constants
+
+    def _table(self, table: embedding.Table) -> LayerReport:
+        const = table.const
+        config = self.config.layer(table.subgraph, const.name)
+        half = const.params.get("dataType") == "DT_HALF"
+        count = int(np.prod(table.shape, dtype=np.int64))
+        before = count * (2 if half else 4)
+        reason = table.reason
+        if not self.config.embeddings:
+            reason = "embeddings are left float as asked"
+        if config.coded and reason is None:
+            return self._code_table(table, config, before)
+        bits = 16 if half else 32
+        if config.bits == 16 and not half:
+            self._to_half(const)
+            bits, reason = 16, None
+        after = count * bits // 8
+        if config.bits == 0:
+            reason = None
+        return LayerReport(
+            const.name, "Embedding", table.shape, bits, None, config.block, None,
+            "fp16" if bits == 16 else None, before, after, reason=reason, subgraph=table.subgraph,
+        )  # fmt: skip
+
+    def _code_table(self, table: embedding.Table, config: LayerConfig, before: int) -> LayerReport:
+        rows, width = table.shape
+        block = choose_block(config.block, width)
+        reason = _fallback(config.block, block, width)
+        matrix = embedding.float_values(table.const).reshape(rows, width)
+        try:
+            codes = _native.quantize_codes(
+                matrix,
+                bits=config.bits,
+                symmetric=config.symmetric,
+                block=block,
+                method=str(config.method),
+                gain_correction=config.gain_correction,
+                fp16_scales=config.fp16_scales,
+                threads=self.config.threads,
+            )
+        except MnnqError as error:
+            error.node = error.node or table.const.name
+            raise
+        del matrix
+        stats = codes["stats"]
+        index = (codes["codes"].view(np.uint8) + np.uint8(1 << (config.bits - 1))).astype(
+            np.uint8, copy=False
+        )
+        after = embedding.rewrite(
+            table,
+            index,
+            codes["scale"],
+            codes["min"],
+            config.bits,
+            fp16_scales=config.fp16_scales,
+            fresh=self._fresh,
+        )
+        return LayerReport(
+            name=table.const.name,
+            op_type="Embedding",
+            shape=(rows, width),
+            bits=config.bits,
+            scheme=config.scheme,
+            block_asked=config.block,
+            block_used=block,
+            method=str(config.method),
+            bytes_before=before,
+            bytes_after=after,
+            sqnr_db=stats["sqnr_db"],
+            relative_rms=stats["relative_rms"],
+            reason=reason,
+            subgraph=table.subgraph,
+        )
+
+    def _constants(self, tables: set[int]) -> None:
+        """Report large float constants that stay, as half floats if asked."""
+        for subgraph, ops, _ in self._graphs():
+            users: dict[str, list[str]] = {}
+            for op in ops:
+                for name in op.inputs:
+                    users.setdefault(name, []).append(f"{op.type} {op.name!r}")
+            for op in ops:
+                if (
+                    op.type != "Const"
+                    or id(op) in tables
+                    or op.params.get("dataType", "DT_FLOAT") != "DT_FLOAT"
+                ):
+                    continue
+                count = len(op.params.get("float32s", ()))
+                halved = self.config.fp16_constants and count >= MIN_HALF_ELEMENTS and self._to_half(op)
+                readers = users.get(op.outputs[0], [])
+                ours = op.outputs[0].rpartition("__")[2] in ("scale", "min") and bool(tables)
+                if count < embedding.MIN_ELEMENTS or ours:
+                    continue
+                reader = readers[0] if readers else "nothing"
+                reason = f"a constant read by {reader}; only convolutions, linear layers and row lookups can hold codes"
+                dims = tuple(int(d) for d in op.params.get("dims", ()))
+                wanted_float = self.config.bits in (0, 16)
+                self.layers.append(
+                    LayerReport(
+                        op.name,
+                        "Const",
+                        dims,
+                        16 if halved else 32,
+                        None,
+                        None,
+                        None,
+                        "fp16" if halved else None,
+                        4 * count,
+                        (2 if halved else 4) * count,
+                        reason=None if wanted_float else reason,
+                        subgraph=subgraph,
+                    )
+                )
+
+    def _to_half(self, const: Op) -> bool:
+        """Store a float constant as half floats; False when a value is too large for them."""
+        values = np.asarray(const.params["float32s"], np.float32)
+        if values.size and not (np.abs(values).max() <= _MAX_HALF):
+            return False
+        packed = np.asarray(_native.pack_half(values)["buffer"])
+        del const.params["float32s"]
+        const.params["uint8s"], const.params["dataType"] = packed.view(np.uint8), "DT_HALF"
+        return True
+
+    def _fresh(self, stem: str) -> str:
+        if self._names is None:
+            self._names = set(self.model.tensor_order)
+            for _, op in self.model.all_ops():
+                self._names.update(op.outputs)
+        name, serial = stem, 0
+        while name in self._names:
+            serial += 1
+            name = f"{stem}_{serial}"
+        self._names.add(name)
+        return name
+
+
+def _with_params(config: WeightConfig, params: ParamsFile) -> WeightConfig:
+    return replace(config, overrides=(*config.overrides, *params.overrides()))
+
+
+def _keep(
+    op: Op,
+    subgraph: str,
+    stored: StoredWeights,
+    config: LayerConfig,
+    reason: str | None,
+    method: str | None = "kept",
+) -> LayerReport:
+    """Report a layer that stays as it is."""
+    return LayerReport(
+        name=op.name,
+        op_type=str(op.type),
+        shape=stored.shape,
+        bits=stored.bits,
+        scheme=stored.scheme,
+        block_asked=config.block,
+        block_used=stored.block,
+        method=method if stored.scheme else None,
+        bytes_before=stored.size,
+        bytes_after=stored.size,
+        reason=reason,
+        subgraph=subgraph,
+        kernel=_kernel(op),
+    )
+
+
+def _kernel(op: Op) -> tuple[int, ...]:
+    common = op.params.get("common", {})
+    return int(common.get("kernelX", 1)), int(common.get("kernelY", 1))
+
+
+def _block(config: LayerConfig, stored: StoredWeights, op: Op) -> tuple[int | None, str | None]:
+    """Block to use, and why it is not the one asked for."""
+    if config.block is None:
+        return None, None
+    group = int(op.params.get("common", {}).get("group", 1))
+    if group > 1 and op.type == "Convolution":
+        return None, f"a convolution of {group} groups cannot have blocks: one block per output channel"
+    block = choose_block(config.block, stored.channels)
+    return block, _fallback(config.block, block, stored.channels)
+
+
+def _fallback(asked: int | None, used: int | None, channels: int) -> str | None:
+    if asked is None or used == asked or asked >= channels:
+        return None
+    instead = "one block per output channel" if used is None else f"blocks of {used}"
+    return f"a block of {asked} does not divide its {channels} input channels: {instead}"
+
+
+def _same(stored: StoredWeights, config: LayerConfig, block: int | None) -> bool:
+    """Whether the weights are what is asked for already."""
+    return (
+        stored.bits == config.bits
+        and stored.symmetric == config.symmetric
+        and stored.block == block
+        and stored.fp16_scales == config.fp16_scales
+    )
+
+
+def _half_error(matrix: Any) -> tuple[float, float]:
+    """Squared error and squared norm of rounding to half floats, a slice at a time."""
+    flat = matrix.reshape(-1)
+    error = power = 0.0
+    for start in range(0, flat.size, 1 << 20):
+        part = flat[start : start + (1 << 20)]
+        rounded = np.clip(part, -_MAX_HALF, _MAX_HALF).astype(np.float16).astype(np.float32)
+        error += float(np.square(part - rounded, dtype=np.float64).sum())
+        power += float(np.square(part, dtype=np.float64).sum())
+    return error, power
+
+
+def _decibel(error: float, power: float) -> float:
+    return float("inf") if error == 0 else float(10 * np.log10(power / error))
+
+
+def _relative(error: float, power: float) -> float:
+    return float(np.sqrt(error / power)) if power else 0.0

@@ -1,0 +1,230 @@
+"""Checking a `.mnn` file against the ONNX model it came from, by running both."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from mnnq.engines import Arrays, run_engine
+from mnnq.errors import ConfigError, ModelError
+
+
+@dataclass(frozen=True)
+class OutputError:
+    """How far one output is from the reference, over all samples.
+
+    Attributes
+    ----------
+    max_abs
+        Largest ``|y - ref|``.
+    relative
+        ``max_abs / max(|ref|)``; what the threshold is compared with.
+    cosine
+        ``sum y ref / (|y| |ref|)``; 1 when both are zero.
+    sqnr_db
+        ``10 log10(sum ref^2 / sum (y - ref)^2)``; infinite when they are equal.
+    problem
+        What makes the output wrong whatever the numbers (shape, NaN), or None.
+    """
+
+    name: str
+    shape: tuple[int, ...]
+    max_abs: float
+    relative: float
+    cosine: float
+    sqnr_db: float
+    problem: str | None = None
+
+
+@dataclass(frozen=True)
+class VerifyResult:
+    """Outcome of a comparison."""
+
+    reference: str
+    model: str
+    engine: str
+    samples: int
+    threshold: float
+    outputs: tuple[OutputError, ...]
+
+    @property
+    def passed(self) -> bool:
+        """Whether every output is within the threshold and nothing is wrong with it."""
+        return bool(self.outputs) and all(
+            out.problem is None and out.relative <= self.threshold for out in self.outputs
+        )
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the outcome as JSON can hold it (no infinities)."""
+        outputs = [
+            {
+                "name": out.name,
+                "shape": list(out.shape),
+                "max_abs": _finite(out.max_abs),
+                "relative": _finite(out.relative),
+                "cosine": _finite(out.cosine),
+                "sqnr_db": _finite(out.sqnr_db),
+                "problem": out.problem,
+            }
+            for out in self.outputs
+        ]
+        return {
+            "reference": self.reference,
+            "model": self.model,
+            "engine": self.engine,
+            "samples": self.samples,
+            "threshold": self.threshold,
+            "passed": self.passed,
+            "outputs": outputs,
+        }
+
+
+def _finite(value: float) -> float | None:
+    return value if math.isfinite(value) else None
+
+
+def compare(name: str, pairs: Sequence[tuple[npt.NDArray[Any], npt.NDArray[Any]]]) -> OutputError:
+    """Compare an output with its reference over samples, given as (reference, output) pairs."""
+    shape = pairs[0][0].shape
+    difference = peak = 0.0
+    error = power = norm = dot = 0.0
+    for reference, output in pairs:
+        if reference.shape != output.shape:
+            problem = f"shape {list(output.shape)}, the reference has {list(reference.shape)}"
+            return OutputError(name, output.shape, math.inf, math.inf, 0.0, -math.inf, problem)
+        ref, out = reference.astype(np.float64), output.astype(np.float64)
+        if not np.isfinite(ref).all():
+            problem = "the reference is not finite on these inputs; give others"
+            return OutputError(name, shape, math.inf, math.inf, 0.0, -math.inf, problem)
+        if not np.isfinite(out).all():
+            return OutputError(name, shape, math.inf, math.inf, 0.0, -math.inf, "NaN or infinity")
+        if not ref.size:
+            continue
+        difference = max(difference, float(np.abs(out - ref).max()))
+        peak = max(peak, float(np.abs(ref).max()))
+        error += float(np.square(out - ref).sum())
+        power += float(np.square(ref).sum())
+        norm += float(np.square(out).sum())
+        dot += float((out * ref).sum())
+    relative = difference / peak if peak else (0.0 if difference == 0 else math.inf)
+    cosine = dot / math.sqrt(power * norm) if power and norm else float(power == norm)
+    sqnr = math.inf if error == 0 else 10 * math.log10(power / error) if power else -math.inf
+    return OutputError(name, shape, difference, relative, cosine, sqnr)
+
+
+def verify(
+    reference: str | Path,
+    model: str | Path,
+    *,
+    inputs: Mapping[str, npt.NDArray[Any]] | None = None,
+    input_shapes: Mapping[str, Sequence[int]] | None = None,
+    samples: int = 2,
+    seed: int = 0,
+    threshold: float = 0.01,
+    memory_low: bool = False,
+    precision: str = "normal",
+    timeout: float = 600.0,
+) -> VerifyResult:
+    """Run an ONNX model in onnxruntime and a `.mnn` file in the real MNN runtime, and compare.
+
+    Parameters
+    ----------
+    inputs
+        Arrays by input name; by default `samples` sets of random ones (standard normal floats; integers that are
+        valid indices, 0 and 1).
+    input_shapes
+        Shapes of inputs with symbolic axes, for random inputs; an axis not given is 1.
+    threshold
+        Largest `OutputError.relative` that passes.
+    memory_low
+        Run MNN in ``Memory_Low`` mode (activations quantized at run time).
+
+    Raises
+    ------
+    ConfigError
+        Inputs do not fit the model, or an engine is not installed.
+    ModelError
+        The ONNX file cannot be read.
+    EngineError
+        An engine refused a model, died or hung.
+    """
+    if samples < 1:
+        msg = f"{samples} samples are not possible; use 1 or more"
+        raise ConfigError(msg, key="samples")
+    reference, model = Path(reference), Path(model)
+    ports, outputs = _signature(reference)
+    sets = [_checked(inputs, ports)] if inputs is not None else []
+    generator = np.random.default_rng(seed)
+    while len(sets) < samples and inputs is None:
+        sets.append(_random(ports, input_shapes or {}, generator))
+    pairs: dict[str, list[tuple[Any, Any]]] = {name: [] for name in outputs}
+    options = {"memory_low": memory_low, "precision": precision}
+    for feeds in sets:
+        wanted = run_engine("onnxruntime", reference, feeds, outputs, timeout=timeout)
+        got = run_engine("mnn", model, feeds, outputs, options=options, timeout=timeout)
+        for name in outputs:
+            pairs[name].append((wanted[name], got[name]))
+    engine = "MNN, memory low" if memory_low else "MNN"
+    errors = tuple(compare(name, pairs[name]) for name in outputs)
+    return VerifyResult(str(reference), str(model), engine, len(sets), threshold, errors)
+
+
+def _signature(path: Path) -> tuple[dict[str, tuple[np.dtype[Any], list[int | None]]], list[str]]:
+    """Inputs (type and shape, None for unknown axes) and outputs of an ONNX file."""
+    import onnx
+
+    try:
+        proto = onnx.load(path, load_external_data=False)
+    except OSError:
+        raise
+    except Exception as error:  # protobuf raises several unrelated types
+        msg = f"not an ONNX file, or a damaged one: {error}"
+        raise ModelError(msg, file=str(path)) from error
+    constants = {tensor.name for tensor in proto.graph.initializer}
+    ports = {}
+    for value in proto.graph.input:
+        if value.name in constants:
+            continue
+        tensor = value.type.tensor_type
+        dims = [d.dim_value if d.HasField("dim_value") else None for d in tensor.shape.dim]
+        ports[value.name] = (onnx.helper.tensor_dtype_to_np_dtype(tensor.elem_type), dims)
+    if not proto.graph.output:
+        msg = "not an ONNX file, or a damaged one: it has no outputs"
+        raise ModelError(msg, file=str(path))
+    return ports, [value.name for value in proto.graph.output]
+
+
+def _checked(
+    inputs: Mapping[str, npt.NDArray[Any]], ports: Mapping[str, tuple[np.dtype[Any], list[int | None]]]
+) -> Arrays:
+    missing, unknown = set(ports) - set(inputs), set(inputs) - set(ports)
+    if missing or unknown:
+        wrong = f"missing {sorted(missing)}" if missing else f"unknown {sorted(unknown)}"
+        msg = f"inputs do not fit the model: {wrong}; it has {sorted(ports)}"
+        raise ConfigError(msg, key="inputs")
+    return {name: np.asarray(inputs[name]).astype(ports[name][0], copy=False) for name in ports}
+
+
+def _random(
+    ports: Mapping[str, tuple[np.dtype[Any], list[int | None]]],
+    shapes: Mapping[str, Sequence[int]],
+    generator: np.random.Generator,
+) -> Arrays:
+    unknown = set(shapes) - set(ports)
+    if unknown:
+        msg = f"no input is named {sorted(unknown)[0]!r}; inputs: {', '.join(ports)}"
+        raise ConfigError(msg, key="input_shapes")
+    feeds: Arrays = {}
+    for name, (dtype, dims) in ports.items():
+        shape = tuple(shapes[name]) if name in shapes else tuple(d or 1 for d in dims)
+        if dtype.kind in "iub":
+            feeds[name] = generator.integers(0, 2, shape).astype(dtype)
+        else:
+            feeds[name] = generator.standard_normal(shape).astype(dtype)
+    return feeds

@@ -1,0 +1,302 @@
+//! The runtime: a session over NumPy arrays.
+
+use std::path::PathBuf;
+
+use mnnq_core::runtime::{MemoryMode, PrecisionMode, RuntimeError, Session, SessionOptions, TensorInfo};
+use mnnq_core::tensor::{DType, Element as TensorElement, Layout, Shape, Tensor, TensorDesc, TensorView};
+use numpy::{
+    Element, IntoPyArray, PyArray1, PyArrayDyn, PyArrayMethods, PyReadonlyArrayDyn, PyUntypedArrayMethods,
+};
+use pyo3::exceptions::PyTypeError;
+use pyo3::prelude::*;
+use pyo3::types::{PyBytes, PyDict, PyList};
+
+use crate::errors::{Place, from_format, raise, unsupported_all};
+
+/// Adds the class of this module.
+pub(crate) fn add(module: &Bound<'_, PyModule>) -> PyResult<()> {
+    module.add_class::<NativeSession>()?;
+    module.add_function(wrap_pyfunction!(supported_operators, module)?)
+}
+
+/// Names of the MNN operators that sessions can run.
+#[pyfunction]
+fn supported_operators() -> Vec<String> {
+    let mut names: Vec<String> = mnnq_core::ops::supported_operators().collect();
+    names.extend(["Input".to_owned(), "Const".to_owned()]);
+    names.sort();
+    names
+}
+
+/// A `.mnn` model, ready to run. `mnnq.runtime.InferenceSession` is the class for users.
+///
+/// Parameters
+/// ----------
+/// source
+///     Path of a `.mnn` file, or its bytes.
+/// threads
+///     Threads per run, 1 to 1024. Results do not depend on it.
+/// precision
+///     "normal", "high" (sums in double precision) or "low" (float weights stored in half precision).
+/// memory
+///     "normal", or "low" (quantized weights stay in their bits).
+/// plan_cache
+///     Number of input shapes whose plans are kept.
+/// fuse
+///     Fuse element-wise operators into the operator before them.
+#[pyclass(frozen, module = "mnnq._native")]
+struct NativeSession {
+    session: Session,
+    file: Option<PathBuf>,
+}
+
+#[pymethods]
+impl NativeSession {
+    #[new]
+    #[pyo3(signature = (source, *, threads = 1, precision = "normal", memory = "normal", plan_cache = 16, fuse = true))]
+    fn new(
+        py: Python<'_>,
+        source: &Bound<'_, PyAny>,
+        threads: usize,
+        precision: &str,
+        memory: &str,
+        plan_cache: usize,
+        fuse: bool,
+    ) -> PyResult<Self> {
+        let unknown = |key, got: &str, wanted: &str| {
+            raise(py, "ConfigError", &format!("{got:?}, wanted {wanted}"), &Place { file: None, key: Some(key) })
+        };
+        let precision = match precision {
+            "normal" => PrecisionMode::Normal,
+            "high" => PrecisionMode::High,
+            "low" => PrecisionMode::Low,
+            other => return Err(unknown("precision", other, "normal, high or low")),
+        };
+        let memory = match memory {
+            "normal" => MemoryMode::Normal,
+            "low" => MemoryMode::Low,
+            other => return Err(unknown("memory", other, "normal or low")),
+        };
+        let options = SessionOptions { threads, precision, memory, plan_cache, fuse };
+        let (session, file) = if let Ok(bytes) = source.cast::<PyBytes>() {
+            let bytes = bytes.as_bytes().to_vec();
+            (py.detach(|| Session::from_bytes(bytes, options)), None)
+        } else {
+            let path: PathBuf = source.extract()?;
+            (py.detach(|| Session::open(&path, options)), Some(path))
+        };
+        match session {
+            Ok(session) => Ok(Self { session, file }),
+            Err(error) => Err(from_runtime(py, error, file)),
+        }
+    }
+
+    /// Inputs: name, dtype, shape (-1 for lengths that vary), as tuples.
+    fn inputs<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyList>> {
+        infos(py, self.session.inputs())
+    }
+
+    /// Outputs, as `inputs`; dtype and shape are None where only running tells.
+    fn outputs<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyList>> {
+        infos(py, py.detach(|| self.session.outputs()))
+    }
+
+    /// Run the model on arrays of the inputs' very dtypes; returns the outputs named, or all.
+    fn run<'py>(
+        &self,
+        py: Python<'py>,
+        names: Option<Vec<String>>,
+        feeds: &Bound<'py, PyDict>,
+    ) -> PyResult<Vec<Bound<'py, PyAny>>> {
+        self.run_observed(py, names, feeds, None)
+    }
+
+    /// Run the model and call `observer(name, array)` for the inputs and every tensor that is computed.
+    ///
+    /// The arrays are copies in the logical shape; their strides show the layout that the runtime works in.
+    fn observe<'py>(
+        &self,
+        py: Python<'py>,
+        names: Option<Vec<String>>,
+        feeds: &Bound<'py, PyDict>,
+        observer: Py<PyAny>,
+    ) -> PyResult<Vec<Bound<'py, PyAny>>> {
+        self.run_observed(py, names, feeds, Some(observer))
+    }
+
+    /// Steps that have run so far: node, op_type, kernel, output shapes, runs, seconds.
+    fn profile<'py>(&self, py: Python<'py>) -> PyResult<Vec<Bound<'py, PyDict>>> {
+        let steps = py.detach(|| self.session.profile());
+        steps
+            .into_iter()
+            .map(|step| {
+                let dict = PyDict::new(py);
+                dict.set_item("node", step.node)?;
+                dict.set_item("op_type", step.op_type)?;
+                dict.set_item("kernel", step.kernel)?;
+                let shapes: Vec<Vec<usize>> = step.outputs.iter().map(|o| o.shape.dims().to_vec()).collect();
+                dict.set_item("output_shapes", shapes)?;
+                dict.set_item("runs", step.runs)?;
+                dict.set_item("seconds", step.time.as_secs_f64())?;
+                Ok(dict)
+            })
+            .collect()
+    }
+}
+
+/// An array that is read while a run goes on.
+enum Feed<'py> {
+    F32(PyReadonlyArrayDyn<'py, f32>),
+    I32(PyReadonlyArrayDyn<'py, i32>),
+    U8(PyReadonlyArrayDyn<'py, u8>),
+    I8(PyReadonlyArrayDyn<'py, i8>),
+}
+
+impl<'py> Feed<'py> {
+    fn new(name: &str, value: &Bound<'py, PyAny>) -> PyResult<Self> {
+        fn readonly<'py, T: Element>(
+            value: &Bound<'py, PyAny>,
+        ) -> Option<PyResult<PyReadonlyArrayDyn<'py, T>>> {
+            let array = value.cast::<PyArrayDyn<T>>().ok()?;
+            Some(array.try_readonly().map_err(PyErr::from))
+        }
+        if let Some(array) = readonly::<f32>(value) {
+            return array.map(Self::F32);
+        }
+        if let Some(array) = readonly::<i32>(value) {
+            return array.map(Self::I32);
+        }
+        if let Some(array) = readonly::<u8>(value) {
+            return array.map(Self::U8);
+        }
+        if let Some(array) = readonly::<i8>(value) {
+            return array.map(Self::I8);
+        }
+        let text = format!("input {name:?} must be an array of float32, int32, uint8 or int8");
+        Err(PyTypeError::new_err(text))
+    }
+
+    fn view(&self, name: &str) -> PyResult<TensorView<'_>> {
+        fn view<'a, T: Element + TensorElement>(
+            name: &str,
+            array: &'a PyReadonlyArrayDyn<'_, T>,
+        ) -> PyResult<TensorView<'a>> {
+            let contiguous = || {
+                PyTypeError::new_err(format!("input {name:?} must be a C-contiguous, aligned array"))
+            };
+            let data = array.as_slice().map_err(|_| contiguous())?;
+            let shape = Shape::new(array.shape()).map_err(|error| {
+                PyTypeError::new_err(format!("input {name:?}: {error}"))
+            })?;
+            TensorView::of(shape, data).map_err(|_| contiguous())
+        }
+        match self {
+            Self::F32(array) => view(name, array),
+            Self::I32(array) => view(name, array),
+            Self::U8(array) => view(name, array),
+            Self::I8(array) => view(name, array),
+        }
+    }
+}
+
+impl NativeSession {
+    fn run_observed<'py>(
+        &self,
+        py: Python<'py>,
+        names: Option<Vec<String>>,
+        feeds: &Bound<'py, PyDict>,
+        observer: Option<Py<PyAny>>,
+    ) -> PyResult<Vec<Bound<'py, PyAny>>> {
+        let mut arrays = Vec::with_capacity(feeds.len());
+        for (name, value) in feeds.iter() {
+            let name: String = name.extract()?;
+            let feed = Feed::new(&name, &value)?;
+            arrays.push((name, feed));
+        }
+        let views = arrays
+            .iter()
+            .map(|(name, feed)| Ok((name.as_str(), feed.view(name)?)))
+            .collect::<PyResult<Vec<_>>>()?;
+        let names = names.unwrap_or_default();
+        let names: Vec<&str> = names.iter().map(String::as_str).collect();
+        let mut failed: Option<PyErr> = None;
+        let result = match observer {
+            None => py.detach(|| self.session.run(&views, &names)),
+            Some(observer) => {
+                let mut show = |name: &str, view: TensorView<'_>| {
+                    if failed.is_none() {
+                        failed = Python::attach(|py| {
+                            let array = physical_array(py, view)?;
+                            observer.call1(py, (name, array)).map(drop)
+                        })
+                        .err();
+                    }
+                };
+                py.detach(|| self.session.observe(&views, &names, &mut show))
+            }
+        };
+        if let Some(error) = failed {
+            return Err(error);
+        }
+        let outputs = result.map_err(|error| from_runtime(py, error, self.file.clone()))?;
+        outputs.iter().map(|tensor| array(py, tensor)).collect()
+    }
+}
+
+/// A new array with the contents.
+fn array<'py>(py: Python<'py>, tensor: &Tensor) -> PyResult<Bound<'py, PyAny>> {
+    let desc = tensor.desc();
+    flat(py, tensor.view())?.call_method1("reshape", (desc.shape.dims().to_vec(),))
+}
+
+/// A new array in the logical shape, whose memory has the order of the view's layout.
+fn physical_array<'py>(py: Python<'py>, view: TensorView<'_>) -> PyResult<Bound<'py, PyAny>> {
+    let TensorDesc { shape, layout, .. } = view.desc();
+    let (rank, order) = (shape.rank(), layout.order(shape.rank()));
+    let dims = layout.physical(&shape)[..rank].to_vec();
+    let array = flat(py, view)?.call_method1("reshape", (dims,))?;
+    if layout == Layout::Plain {
+        return Ok(array);
+    }
+    let mut back = vec![0; rank];
+    for (position, &axis) in order[..rank].iter().enumerate() {
+        back[axis] = position;
+    }
+    array.call_method1("transpose", (back,))
+}
+
+fn flat<'py>(py: Python<'py>, view: TensorView<'_>) -> PyResult<Bound<'py, PyAny>> {
+    Ok(match view.desc().dtype {
+        DType::F32 => PyArray1::from_slice(py, view.data::<f32>()).into_any(),
+        DType::I32 => PyArray1::from_slice(py, view.data::<i32>()).into_any(),
+        DType::U8 => PyArray1::from_slice(py, view.data::<u8>()).into_any(),
+        DType::I8 => PyArray1::from_slice(py, view.data::<i8>()).into_any(),
+        DType::F16 => view.data::<half::f16>().to_vec().into_pyarray(py).into_any(),
+    })
+}
+
+fn infos(py: Python<'_>, infos: Vec<TensorInfo>) -> PyResult<Bound<'_, PyList>> {
+    PyList::new(py, infos.into_iter().map(|info| (info.name, info.dtype.map(DType::name), info.dims)))
+}
+
+/// The exception for an error of the runtime.
+fn from_runtime(py: Python<'_>, error: RuntimeError, file: Option<PathBuf>) -> PyErr {
+    let file = file.as_deref();
+    let message = error.to_string();
+    match error {
+        RuntimeError::Format(error) => from_format(py, error, file),
+        RuntimeError::Unsupported { problems } => unsupported_all(py, &problems, file),
+        RuntimeError::MissingInput { name, .. }
+        | RuntimeError::UnknownInput { name, .. }
+        | RuntimeError::InputType { name, .. }
+        | RuntimeError::InputShape { name, .. }
+        | RuntimeError::UnknownOutput { name, .. } => {
+            raise(py, "InputError", &message, &Place { file, key: Some(&name) })
+        }
+        RuntimeError::Option { key, .. } => raise(py, "ConfigError", &message, &Place { file, key: Some(key) }),
+        RuntimeError::Graph { place, .. } => {
+            raise(py, "ModelError", &message, &Place { file, key: Some(&place) })
+        }
+        _ => raise(py, "ExecutionError", &message, &Place { file, key: None }),
+    }
+}

@@ -1,0 +1,411 @@
+"""The commands on real files: what they write, print and refuse."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import pytest
+from onnx import helper, numpy_helper
+
+import mnnq
+from mnnq.cli.main import run
+from mnnq.quantization.stored import Storage, describe
+from tests import mnn_models
+from tests.ops.harness import needs_mnn
+
+
+@pytest.fixture
+def model(tmp_path: Path) -> Path:
+    path = tmp_path / "chain.mnn"
+    mnn_models.chain().save(path)
+    return path
+
+
+def onnx_linear(path: Path, *, bits_of: int = 0) -> Path:
+    """x -> MatMul -> y, also with NaN weights if `bits_of` is 1."""
+    weight = np.random.default_rng(0).standard_normal((64, 32)).astype(np.float32)
+    if bits_of:
+        weight[3, 4] = np.nan
+    graph = helper.make_graph(
+        [helper.make_node("MatMul", ["x", "w"], ["y"])],
+        "linear",
+        [helper.make_tensor_value_info("x", onnx.TensorProto.FLOAT, [2, 64])],
+        [helper.make_tensor_value_info("y", onnx.TensorProto.FLOAT, [2, 32])],
+        [numpy_helper.from_array(weight, "w")],
+    )
+    onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=10), path)
+    return path
+
+
+def quiet_folder(folder: Path, *expected: str) -> None:
+    """Fail if anything but the named files lies in the folder."""
+    assert sorted(entry.name for entry in folder.iterdir()) == sorted(expected)
+
+
+def stored_bits(path: Path) -> list[int]:
+    return [describe(op).bits for _, op in mnnq.load(path).weight_ops()]
+
+
+# -- quant
+
+
+def test_quant_defaults_to_8_bits_beside_the_model(model: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(["quant", str(model)]) == 0
+    assert stored_bits(model.with_name("chain-w8.mnn")) == [8, 8, 8]
+    captured = capsys.readouterr()
+    assert "3 of 3 quantized" in captured.out
+    assert captured.err == ""
+
+
+def test_quant_reports_as_json_and_nothing_else(model: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    output = model.with_name("out.mnn")
+    assert run(["quant", str(model), "-o", str(output), "--bits", "4", "--block", "64", "--json"]) == 0
+    report = json.loads(capsys.readouterr().out)
+    assert report["bytes"] == output.stat().st_size
+    assert [layer["bits"] for layer in report["layers"]] == [4, 4, 4]
+    assert report["layers"][0]["block_used"] == 48
+    assert report["totals"]["quantized"] == 3
+
+
+def test_quant_warns_about_what_it_could_not_do(model: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(["quant", str(model), "--bits", "4", "--block", "64"]) == 0
+    error = capsys.readouterr().err
+    assert "warning: stem" in error
+    assert "blocks of 48" in error
+
+
+def test_quant_options_reach_their_layers(model: Path) -> None:
+    output = model.with_name("out.mnn")
+    options = [
+        "--bits",
+        "4",
+        "--method",
+        "search",
+        "--gain-correction",
+        "--layer",
+        "head=bits:8,scheme:symmetric",
+    ]
+    assert run(["quant", str(model), "-o", str(output), *options, "--skip", "mid", "--fp16-scales"]) == 0
+    stem, mid, head = (describe(op) for _, op in mnnq.load(output).weight_ops())
+    assert (stem.bits, stem.fp16_scales, mid.storage) == (4, True, Storage.FLOAT)
+    assert (head.bits, head.symmetric) == (8, True)
+
+
+def test_fp16_alone_is_half_floats_and_with_bits_both(model: Path) -> None:
+    assert run(["quant", str(model), "--fp16"]) == 0
+    assert stored_bits(model.with_name("chain-fp16.mnn")) == [16, 16, 16]
+    assert run(["quant", str(model), "--fp16", "--bits", "4"]) == 0
+    assert stored_bits(model.with_name("chain-w4.mnn")) == [4, 4, 4]
+
+
+def test_external_weights_go_beside(model: Path) -> None:
+    output = model.with_name("out.mnn")
+    assert run(["quant", str(model), "-o", str(output), "--external-weights"]) == 0
+    assert output.with_name("out.mnn.weight").exists()
+    assert stored_bits(output) == [8, 8, 8]
+
+
+def test_a_strategy_can_be_saved_and_given_again(model: Path) -> None:
+    strategy, first, second = (model.with_name(name) for name in ("s.json", "a.mnn", "b.mnn"))
+    assert (
+        run(
+            [
+                "quant",
+                str(model),
+                "-o",
+                str(first),
+                "-b",
+                "4",
+                "--skip",
+                "mid",
+                "--save-params",
+                str(strategy),
+            ]
+        )
+        == 0
+    )
+    assert run(["quant", str(model), "-o", str(second), "-b", "8", "--params", str(strategy)]) == 0
+    assert stored_bits(second) == [4, 32, 4]
+
+
+def test_quant_reads_onnx(tmp_path: Path) -> None:
+    source = onnx_linear(tmp_path / "linear.onnx")
+    assert run(["quant", str(source), "--bits", "4", "--block", "32"]) == 0
+    assert stored_bits(tmp_path / "linear-w4.mnn") == [4]
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--bits", "9"], "9 bits are not possible"),
+        (["--bits", "1"], "1 bits are not possible"),
+        (["--bits", "-3"], "-3 bits are not possible"),
+        (["--bits", "abc"], "not a valid integer"),
+        (["--block", "8"], "block of 8 input channels"),
+        (["--block", "10"], "block of 10 input channels"),
+        (["--block", "24"], "use 16 or 32"),
+        (["--hqq", "--symmetric"], "symmetric weights do not have"),
+        (["--hqq", "--method", "search"], "exclude each other"),
+        (["--method", "best"], "is not one of"),
+        (["--layer", "nope=4"], "no layer matches 'nope'"),
+        (["--skip", "nope*"], "no layer matches 'nope*'"),
+        (["--layer", "stem"], "not of the form"),
+        (["--layer", "stem=bitz:4"], "unknown key 'bitz'"),
+        (["--layer", "stem=bits:x"], "no whole number"),
+        (["--layer", "stem=1"], "1 bits are not possible"),
+        (["--params", "missing.json"], "missing.json: No such file"),
+        (["--threads", "0"], "0 threads"),
+        (["--bitts", "4"], "No such option"),
+        (["-o", "no/such/folder/x.mnn"], "folder of the output does not exist"),
+        (["--input-shape", "x=1x3"], "keeps its own input shapes"),
+        (["--input-shape", "x"], "name=1x3x224x224"),
+    ],
+)  # fmt: skip
+def test_wrong_use_is_one_line_and_status_2(
+    options: list[str], message: str, model: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run(["quant", str(model), *options]) == 2
+    captured = capsys.readouterr()
+    assert captured.out == ""
+    assert message in captured.err
+    assert captured.err.startswith("mnnq: error: ")
+    assert captured.err.count("\n") == 1
+    quiet_folder(model.parent, model.name)
+
+
+@pytest.mark.parametrize("name", ["missing.onnx", "missing.mnn"])
+def test_a_missing_file_is_named(name: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(["quant", str(tmp_path / name)]) == 2
+    assert capsys.readouterr().err == f"mnnq: error: {tmp_path / name}: No such file or directory\n"
+    quiet_folder(tmp_path)
+
+
+@pytest.mark.parametrize("suffix", [".mnn", ".onnx"])
+@pytest.mark.parametrize("content", [b"", b"\x00" * 64, b"garbage that is no model at all", b"\xff" * 1000])
+def test_a_file_that_is_no_model_is_an_error(
+    suffix: str, content: bytes, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = tmp_path / f"bad{suffix}"
+    path.write_bytes(content)
+    for command in ("quant", "convert", "info"):
+        assert run([command, str(path), *([] if command == "info" else ["-o", str(tmp_path / "o.mnn")])]) == 2
+        error = capsys.readouterr().err
+        assert str(path) in error
+        assert "internal error" not in error
+        assert error.count("\n") == 1
+    quiet_folder(tmp_path, path.name)
+
+
+@pytest.mark.parametrize("part", [0.1, 0.5, 0.9, 0.99])
+def test_a_truncated_model_is_an_error(
+    part: float, model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for source in (model, onnx_linear(tmp_path / "linear.onnx")):
+        data = source.read_bytes()
+        cut = source.with_name(f"cut{source.suffix}")
+        cut.write_bytes(data[: int(len(data) * part)])
+        assert run(["quant", str(cut), "-o", str(tmp_path / "o.mnn")]) == 2
+        error = capsys.readouterr().err
+        assert str(cut) in error
+        assert "internal error" not in error
+    assert not (tmp_path / "o.mnn").exists()
+
+
+def test_weights_that_are_not_finite_name_file_or_layer(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    source = onnx_linear(tmp_path / "nan.onnx", bits_of=1)
+    assert run(["quant", str(source)]) == 2
+    error = capsys.readouterr().err
+    assert "y__matmul_converted" in error
+    assert "finite" in error
+    quiet_folder(tmp_path, source.name)
+
+
+def test_the_input_is_never_overwritten(model: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    before = model.read_bytes()
+    assert run(["quant", str(model), "-o", str(model)]) == 2
+    assert "would replace the input" in capsys.readouterr().err
+    assert model.read_bytes() == before
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="no full device here")
+@pytest.mark.skipif(os.name != "posix", reason="resource limits are POSIX")
+def test_a_full_disk_leaves_nothing_behind(model: Path) -> None:
+    output = model.with_name("out.mnn")
+    output.write_bytes(b"what was there before")
+    code = (
+        "import resource, signal, sys\n"
+        "signal.signal(signal.SIGXFSZ, signal.SIG_IGN)\n"
+        "resource.setrlimit(resource.RLIMIT_FSIZE, (20000, 20000))\n"
+        "from mnnq.cli.main import run\n"
+        "sys.exit(run(sys.argv[1:]))\n"
+    )
+    command = [sys.executable, "-c", code, "quant", str(model), "-o", str(output)]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 2
+    assert done.stderr.startswith("mnnq: error: ")
+    assert str(output) in done.stderr
+    assert done.stderr.count("\n") == 1
+    assert output.read_bytes() == b"what was there before"
+    quiet_folder(model.parent, model.name, output.name)
+
+
+@pytest.mark.skipif(os.name != "posix" or os.geteuid() == 0, reason="root writes everywhere")
+def test_an_unwritable_folder_is_an_error(model: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    folder = model.parent / "closed"
+    folder.mkdir(mode=0o500)
+    assert run(["quant", str(model), "-o", str(folder / "o.mnn")]) == 2
+    assert "Permission denied" in capsys.readouterr().err
+
+
+def test_debug_shows_the_traceback(tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError):
+        run(["quant", str(tmp_path / "missing.mnn"), "--debug"])
+
+
+def test_the_command_starts_without_loading_what_it_does_not_need() -> None:
+    code = (
+        "import sys\n"
+        "from mnnq.cli.main import run\n"
+        "assert run(['--help']) == 0\n"
+        "heavy = {'numpy', 'onnx', 'rich', 'google.protobuf', 'mnnq._native', 'onnxruntime', 'MNN'} & set(sys.modules)\n"
+        "sys.exit(str(heavy) if heavy else 0)\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+
+
+def test_no_arguments_show_the_help(capsys: pytest.CaptureFixture[str]) -> None:
+    assert run([]) == 2
+    assert "Usage: mnnq" in capsys.readouterr().err
+
+
+def test_python_m_mnnq_is_the_command() -> None:
+    done = subprocess.run(
+        [sys.executable, "-m", "mnnq", "--version"], capture_output=True, text=True, check=False
+    )
+    assert (done.returncode, done.stdout.startswith("mnnq ")) == (0, True)
+
+
+# -- convert
+
+
+def test_convert_writes_float_weights(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    source = onnx_linear(tmp_path / "linear.onnx")
+    assert run(["convert", str(source)]) == 0
+    assert "linear.mnn" in capsys.readouterr().out
+    assert stored_bits(tmp_path / "linear.mnn") == [32]
+    assert run(["convert", str(source), "--fp16", "-o", str(tmp_path / "half.mnn"), "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["layers"][0]["bits"] == 16
+
+
+# -- info
+
+
+def test_info_as_json_lists_bits_of_each_layer(model: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    output = model.with_name("out.mnn")
+    run(["quant", str(model), "-o", str(output), "--bits", "3", "--symmetric", "--block", "16"])
+    capsys.readouterr()
+    assert run(["info", str(output), "--json"]) == 0
+    info = json.loads(capsys.readouterr().out)
+    assert info["file_size"] == output.stat().st_size
+    assert info["inputs"] == [{"name": "x", "shape": [1, 96, 8, 8], "dtype": "float"}]
+    assert [(w["bits"], w["scheme"], w["block"]) for w in info["weights"]] == [
+        (3, "symmetric", 16), (3, "symmetric", None), (3, "symmetric", None),
+    ]  # fmt: skip
+
+
+# -- verify
+
+
+@needs_mnn
+@pytest.mark.peer
+def test_verify_passes_and_fails_by_its_threshold(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    pytest.importorskip("onnxruntime")
+    source = onnx_linear(tmp_path / "linear.onnx")
+    for extra, name in ((["convert"], "float.mnn"), (["quant", "--bits", "2"], "w2.mnn")):
+        assert run([extra[0], str(source), "-o", str(tmp_path / name), *extra[1:]]) == 0
+    capsys.readouterr()
+    assert run(["verify", str(source), str(tmp_path / "float.mnn"), "--json"]) == 0
+    outcome = json.loads(capsys.readouterr().out)
+    assert outcome["passed"]
+    assert outcome["outputs"][0]["relative"] < 1e-5
+    assert run(["verify", str(source), str(tmp_path / "w2.mnn")]) == 1
+    captured = capsys.readouterr()
+    assert "FAILED" in captured.out
+    assert captured.err == ""
+    inputs = tmp_path / "inputs.npz"
+    np.savez(inputs, x=np.zeros((2, 64), np.float32))
+    assert run(["verify", str(source), str(tmp_path / "w2.mnn"), "--inputs", str(inputs)]) == 0
+
+
+@needs_mnn
+@pytest.mark.peer
+def test_verify_refuses_what_cannot_be_compared(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    pytest.importorskip("onnxruntime")
+    source = onnx_linear(tmp_path / "linear.onnx")
+    run(["convert", str(source)])
+    inputs = tmp_path / "inputs.npz"
+    np.savez(inputs, z=np.zeros(3))
+    broken = tmp_path / "broken.mnn"
+    broken.write_bytes(b"no model")
+    for arguments, message in (
+        ([str(source), str(tmp_path / "linear.mnn"), "--inputs", str(inputs)], "missing ['x']"),
+        ([str(source), str(tmp_path / "nope.mnn")], "nope.mnn: No such file"),
+        ([str(source), str(broken)], "broken.mnn: mnn"),
+        ([str(broken), str(source)], "not an ONNX file"),
+    ):
+        capsys.readouterr()
+        assert run(["verify", *arguments]) == 2
+        assert message in capsys.readouterr().err
+
+
+def test_comparison_measures_all_samples() -> None:
+    from mnnq.verify import compare
+
+    ref: list[Any] = [np.float32([1, -2]), np.float32([0, 4])]
+    same = compare("y", [(r, r) for r in ref])
+    assert (same.max_abs, same.relative, same.cosine, same.sqnr_db) == (0, 0, pytest.approx(1), float("inf"))
+    off = compare("y", [(ref[0], ref[0]), (ref[1], ref[1] + np.float32([0, 1]))])
+    assert (off.max_abs, off.relative) == (1, 0.25)
+    assert off.sqnr_db == pytest.approx(10 * np.log10(21))
+    assert compare("y", [(ref[0], np.float32([np.nan, 0]))]).problem == "NaN or infinity"
+    assert "shape [3]" in (compare("y", [(ref[0], np.zeros(3))]).problem or "")
+    zero = compare("y", [(np.zeros(2), np.ones(2))])
+    assert zero.relative == float("inf")
+
+
+def test_names_that_are_no_text_are_damage(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    source = onnx_linear(tmp_path / "linear.onnx")
+    source.write_bytes(source.read_bytes().replace(b"MatMul", b"Mat\xff\xfel"))
+    assert run(["quant", str(source)]) == 2
+    assert "is not UTF-8 text" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("suffix", [".mnn", ".onnx"])
+def test_damaged_models_never_look_like_bugs_of_ours(
+    suffix: str, model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    data = (model if suffix == ".mnn" else onnx_linear(tmp_path / "linear.onnx")).read_bytes()
+    rng = np.random.default_rng(0)
+    path, output = tmp_path / f"bad{suffix}", tmp_path / "out.mnn"
+    for _ in range(120):
+        bad = bytearray(data)
+        # Structure lies at both ends, weights in between.
+        for position in rng.choice([*range(400), *range(len(data) - 400, len(data))], 3):
+            bad[position] = rng.choice([0, 1, 127, 128, 255])
+        path.write_bytes(bad)
+        output.unlink(missing_ok=True)
+        status = run(["quant", str(path), "-o", str(output), "--bits", "4", "--block", "16"])
+        error = capsys.readouterr().err
+        assert "internal error" not in error
+        assert output.exists() == (status == 0)
+        assert status in (0, 2)
