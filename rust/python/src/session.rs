@@ -64,7 +64,12 @@ impl NativeSession {
         fuse: bool,
     ) -> PyResult<Self> {
         let unknown = |key, got: &str, wanted: &str| {
-            raise(py, "ConfigError", &format!("{got:?}, wanted {wanted}"), &Place { file: None, key: Some(key) })
+            raise(
+                py,
+                "ConfigError",
+                &format!("{got:?}, wanted {wanted}"),
+                &Place { file: None, key: Some(key) },
+            )
         };
         let precision = match precision {
             "normal" => PrecisionMode::Normal,
@@ -181,13 +186,11 @@ impl<'py> Feed<'py> {
             name: &str,
             array: &'a PyReadonlyArrayDyn<'_, T>,
         ) -> PyResult<TensorView<'a>> {
-            let contiguous = || {
-                PyTypeError::new_err(format!("input {name:?} must be a C-contiguous, aligned array"))
-            };
+            let contiguous =
+                || PyTypeError::new_err(format!("input {name:?} must be a C-contiguous, aligned array"));
             let data = array.as_slice().map_err(|_| contiguous())?;
-            let shape = Shape::new(array.shape()).map_err(|error| {
-                PyTypeError::new_err(format!("input {name:?}: {error}"))
-            })?;
+            let shape = Shape::new(array.shape())
+                .map_err(|error| PyTypeError::new_err(format!("input {name:?}: {error}")))?;
             TensorView::of(shape, data).map_err(|_| contiguous())
         }
         match self {
@@ -293,7 +296,9 @@ fn from_runtime(py: Python<'_>, error: RuntimeError, file: Option<PathBuf>) -> P
         | RuntimeError::UnknownOutput { name, .. } => {
             raise(py, "InputError", &message, &Place { file, key: Some(&name) })
         }
-        RuntimeError::Option { key, .. } => raise(py, "ConfigError", &message, &Place { file, key: Some(key) }),
+        RuntimeError::Option { key, .. } => {
+            raise(py, "ConfigError", &message, &Place { file, key: Some(key) })
+        }
         RuntimeError::Graph { place, .. } => {
             raise(py, "ModelError", &message, &Place { file, key: Some(&place) })
         }

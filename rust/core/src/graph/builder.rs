@@ -10,7 +10,7 @@ use mnnq_format::schema::{
 use mnnq_format::{Model, blob};
 
 use super::{Graph, GraphInput, Node, ValueId};
-use crate::ops::{OpError, OpSource, QuantInfo, Semantics, Subgraphs, create_operator, fake_quant};
+use crate::ops::{OpError, OpSource, QuantInfo, Subgraphs, create_operator, fake_quant};
 use crate::runtime::config::SessionOptions;
 use crate::runtime::error::RuntimeError;
 use crate::runtime::executor::Executor;
@@ -35,8 +35,6 @@ pub struct GraphSource<'a> {
 /// [`RuntimeError::Graph`] if the graph is not one.
 pub fn build(model: &Model, options: &SessionOptions) -> Result<Graph, RuntimeError> {
     let root = model.net();
-    let biz_code = root.get(net::BIZ_CODE).unwrap_or_default();
-    let semantics = Semantics { ours: biz_code.starts_with("mnnq"), source: root.get(net::SOURCE_TYPE) };
     let names = model.tensor_names();
     let outputs = match root.get(net::OUTPUT_NAME) {
         Some(wanted) if !wanted.is_empty() => Some(
@@ -61,7 +59,6 @@ pub fn build(model: &Model, options: &SessionOptions) -> Result<Graph, RuntimeEr
         static_shapes: root.get(net::USAGE).0 == 2,
     };
     let mut context = BuildContext {
-        semantics,
         options,
         subgraphs: root.get(net::SUBGRAPHS).unwrap_or_default(),
         built: HashMap::new(),
@@ -78,7 +75,6 @@ pub fn build(model: &Model, options: &SessionOptions) -> Result<Graph, RuntimeEr
 }
 
 struct BuildContext<'a> {
-    semantics: Semantics,
     options: &'a SessionOptions,
     subgraphs: &'a [Table],
     built: HashMap<String, Arc<Executor>>,
@@ -205,11 +201,9 @@ impl BuildContext<'_> {
             main,
             inputs: inputs.len(),
             outputs: outputs.len(),
-            semantics: self.semantics,
             options: self.options,
             input_quant: inputs.iter().map(|&value| quant(value)).collect(),
             output_quant: outputs.iter().map(|&value| quant(Some(value))).collect(),
-            input_ids: &inputs,
             described: outputs.iter().map(|&value| described(value)).collect(),
         };
         match create_operator(&op_source, self) {

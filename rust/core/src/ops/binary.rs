@@ -48,8 +48,8 @@ enum Bits {
 
 /// `BinaryOp` and `Eltwise`: `y = f(a, b)`, both operands stretched to a common shape and of one type.
 ///
-/// Comparisons give INT32 0 or 1. Integer division truncates, integer MOD has the sign of the divisor, as in Python;
-/// float MOD has the sign of the dividend and FLOORMOD that of the divisor, which is how MNN's runtime has them.
+/// Comparisons give INT32 0 or 1. Integer division truncates. MOD has the sign of the divisor for integers and that of
+/// the dividend for floats, FLOORMOD the other way, which is how MNN's runtime has them.
 pub(super) struct Binary {
     code: Code,
     activation: Option<Activation>,
@@ -349,8 +349,9 @@ macro_rules! integer_operand {
                     Function::FloorDiv => {
                         if b == 0 { 0 } else { i64::from(a).div_euclid_floor(i64::from(b)) as $ty }
                     }
-                    // Integer MOD and FLOORMOD both have the sign of the divisor.
-                    Function::FloorMod | Function::FMod => {
+                    // MOD and FLOORMOD change places between integers and floats.
+                    Function::FloorMod => if b == 0 { 0 } else { a.wrapping_rem(b) },
+                    Function::FMod => {
                         let (a, b) = (i64::from(a), i64::from(b));
                         if b == 0 { 0 } else { (a - a.div_euclid_floor(b) * b) as $ty }
                     }

@@ -230,7 +230,7 @@ impl Kernel for FloatConv {
         let out = io.outputs[0].data::<f32>();
         match &*self.packed {
             Packed::Float(weights) => {
-                let scratch = bytemuck::cast_slice_mut(io.scratch);
+                let scratch = super::support::typed(io.scratch);
                 let kernel = &kernels().gemm_f32;
                 conv_f32(kernel, &self.sliding, input, weights, &epilogue, out, scratch, io.parallel)?;
             }
@@ -329,7 +329,7 @@ impl Kernel for DynamicConvKernel {
         let weights = PackedConv::new(kernel, io.input(1).data(), self.dims, self.group)?;
         let bias = if self.has_bias { io.input(2).data::<f32>() } else { &self.bias };
         let epilogue = KernelEpilogue::new(Some(bias), Unary::Identity);
-        let (input, scratch) = (io.input(0).data(), bytemuck::cast_slice_mut(io.scratch));
+        let (input, scratch) = (io.input(0).data(), super::support::typed(io.scratch));
         let out = io.outputs[0].data::<f32>();
         conv_f32(kernel, &self.sliding, input, &weights, &epilogue, out, scratch, io.parallel)?;
         self.epilogue.apply_all(io);

@@ -206,7 +206,7 @@ impl Kernel for IntConvKernel {
 
     fn run(&self, io: &mut StepIo<'_, '_>) -> OpResult<()> {
         let input_view = io.input(0);
-        let (codes, windows) = bytemuck::cast_slice_mut::<u8, i16>(io.scratch).split_at_mut(self.input_len());
+        let (codes, windows) = super::support::typed::<i16>(io.scratch).split_at_mut(self.input_len());
         let (n, k) = (self.bias.len(), self.k());
         match &self.quant {
             IntQuant::Described { input, output } => {

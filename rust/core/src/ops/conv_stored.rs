@@ -150,7 +150,7 @@ impl Kernel for StoredConv {
         let (k, channels) = (self.weights.k, self.bias.len());
         let (in_group, out_group) = (g.channels / self.group, channels / self.group);
         let out = io.outputs[0].data::<f32>();
-        let scratch: &mut [f32] = bytemuck::cast_slice_mut(io.scratch);
+        let scratch: &mut [f32] = super::support::typed(io.scratch);
         let len = PIXELS * channels;
         let task = |index: usize, out: &mut [f32], scratch: &mut [f32]| {
             let (weights, windows) = scratch.split_at_mut(k);

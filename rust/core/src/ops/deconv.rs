@@ -220,7 +220,7 @@ impl Kernel for DeconvKernel {
         let x = io.input(0).data::<f32>();
         let (ic, oc, taps) = (self.common.in_channels, self.common.out_channels, self.common.taps());
         let (group, oc_group) = (self.common.group, oc / self.common.group);
-        let scratch: &mut [f32] = bytemuck::cast_slice_mut(io.scratch);
+        let scratch: &mut [f32] = super::support::typed(io.scratch);
         let (products, scratch) = scratch.split_at_mut(self.pixels() * self.products());
         if let Packed::Groups(groups) = &*self.packed {
             let row = oc * taps;

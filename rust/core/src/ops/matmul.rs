@@ -211,7 +211,7 @@ impl Kernel for MatMulKernel {
         let residual = self.residual.map(|(position, then)| (io.input(position).data::<f32>(), then));
         let (kernel, products) = (&kernels().gemm_f32, self.order_a.len());
         let out = io.outputs[0].data::<f32>();
-        let scratch: &mut [f32] = bytemuck::cast_slice_mut(io.scratch);
+        let scratch: &mut [f32] = super::support::typed(io.scratch);
         let size = m * n;
         if size == 0 || products == 0 {
             return Ok(());

@@ -43,7 +43,7 @@ pub use operator::{
     Alias, AsEpilogue, Fact, Facts, InferError, InferResult, Kernel, Layouts, Operator, PrepareContext,
     StepIo,
 };
-pub use registry::{OpSource, Semantics, Subgraphs, create_operator, supported_operators};
+pub use registry::{OpSource, Subgraphs, create_operator, supported_operators};
 
 pub(crate) use permute::copy_kernel;
 pub(crate) use quantize::fake_quant;

@@ -24,8 +24,6 @@ pub(super) struct Pool {
     padding: Padding,
     ceil: bool,
     kind: Kind,
-    /// Windows that begin in the padding behind the image are left out (ONNX); MNN's runtime keeps them.
-    drop_outside: bool,
 }
 
 /// `Pooling`.
@@ -72,7 +70,6 @@ pub(super) fn create(source: &OpSource<'_>, _: &mut dyn Subgraphs) -> OpResult<A
         padding,
         ceil: table.get(pool::CEIL_MODEL),
         kind,
-        drop_outside: source.semantics.ours,
     }))
 }
 
@@ -125,10 +122,8 @@ impl Pool {
             Padding::Explicit(pads) => {
                 let (begin, end) = (pads[axis], pads[axis + 2]);
                 let room = (length + begin + end).checked_sub(kernel).ok_or_else(too_small)?;
-                let mut outputs = if self.ceil { room.div_ceil(stride) } else { room / stride } + 1;
-                if self.ceil && self.drop_outside && (outputs - 1) * stride >= length + begin {
-                    outputs -= 1;
-                }
+                // A last window that starts in the padding is kept, unlike in ONNX.
+                let outputs = if self.ceil { room.div_ceil(stride) } else { room / stride } + 1;
                 (begin, end, outputs)
             }
         };

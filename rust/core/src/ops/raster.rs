@@ -39,12 +39,9 @@ impl Raster {
 
     fn region(table: &Table, source: &OpSource<'_>) -> OpResult<Region> {
         let origin = table.get(region::ORIGIN);
-        let id = usize::try_from(origin).ok();
-        let input = source
-            .input_ids
-            .iter()
-            .position(|input| input.is_some() && *input == id)
-            .ok_or_else(|| OpError::attribute("origin", origin, "an input of the operator"))?;
+        let input = usize::try_from(origin).ok().filter(|&input| input < source.inputs).ok_or_else(|| {
+            OpError::attribute("origin", origin, format!("one of {} inputs", source.inputs))
+        })?;
         let three = |key, list: Option<Vec<i64>>| -> OpResult<[i64; 3]> {
             let list = list.unwrap_or_default();
             list.as_slice().try_into().map_err(|_| OpError::attribute(key, format!("{list:?}"), "3 numbers"))

@@ -31,8 +31,6 @@ pub(super) struct Reduce {
     code: Code,
     axes: Option<Vec<i64>>,
     keep: bool,
-    /// An empty list of axes in input 1 means all of them (in MNN's runtime: none).
-    empty_is_all: bool,
 }
 
 impl Reduce {
@@ -56,7 +54,6 @@ impl Reduce {
             code,
             axes: ints(table.get(reduction_param::DIM)).filter(|axes| !axes.is_empty()),
             keep: table.get(reduction_param::KEEP_DIMS),
-            empty_is_all: source.semantics.ours,
         })
     }
 
@@ -71,14 +68,8 @@ impl Reduce {
         Ok(match &self.axes {
             Some(axes) => super::support::axes(axes, rank)?,
             None if inputs.get(1).is_none() => all(),
-            None => {
-                let listed = inputs.integers(1)?;
-                if listed.is_empty() && self.empty_is_all {
-                    all()
-                } else {
-                    super::support::axes(&listed, rank)?
-                }
-            }
+            // An empty list reduces nothing.
+            None => super::support::axes(&inputs.integers(1)?, rank)?,
         })
     }
 }
@@ -227,7 +218,7 @@ impl ReduceKernel {
     ) -> OpResult<()> {
         let parallel = io.parallel;
         let x = io.input(0).data::<T>();
-        let scratch: &mut [T] = bytemuck::cast_slice_mut(io.scratch);
+        let scratch: &mut [T] = super::support::typed(io.scratch);
         let (mut now, mut then) = scratch.split_at_mut(self.between());
         let last = self.passes.len() - 1;
         for (index, &dims) in self.passes.iter().enumerate() {

@@ -3,25 +3,15 @@
 use std::sync::Arc;
 
 use mnnq_format::model::Table;
-use mnnq_format::schema::{NetSource, OpType, TableKind};
+use mnnq_format::schema::{OpType, TableKind};
 use smallvec::SmallVec;
 
 use super::epilogue::QuantInfo;
 use super::error::{OpError, OpResult};
 use super::operator::Operator;
 use super::*;
-use crate::graph::ValueId;
 use crate::runtime::config::SessionOptions;
 use crate::runtime::executor::Executor;
-
-/// Whose rules a file follows where tools differ.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Semantics {
-    /// The file was written by this project: operators mean what ONNX says.
-    pub ours: bool,
-    /// The framework the graph came from.
-    pub source: NetSource,
-}
 
 /// What an operator is built from.
 pub struct OpSource<'a> {
@@ -35,16 +25,12 @@ pub struct OpSource<'a> {
     pub inputs: usize,
     /// Number of outputs.
     pub outputs: usize,
-    /// Whose rules the file follows.
-    pub semantics: Semantics,
     /// Options of the session.
     pub options: &'a SessionOptions,
     /// Quantization of the inputs.
     pub input_quant: SmallVec<[Option<QuantInfo>; 4]>,
     /// Quantization of the outputs.
     pub output_quant: SmallVec<[Option<QuantInfo>; 2]>,
-    /// Tensor ids of the inputs, to which `Raster` regions refer.
-    pub input_ids: &'a [Option<ValueId>],
     /// `TensorDescribe` tables of the outputs, in files whose shapes are fixed.
     pub described: Vec<Option<&'a Table>>,
 }

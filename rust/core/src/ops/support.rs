@@ -237,6 +237,11 @@ impl StridedCopy {
     }
 }
 
+/// Scratch memory as numbers.
+pub(crate) fn typed<T: bytemuck::Pod>(scratch: &mut [u8]) -> &mut [T] {
+    if scratch.is_empty() { &mut [] } else { bytemuck::cast_slice_mut(scratch) }
+}
+
 /// Strides as signed numbers.
 pub(crate) fn signed(strides: &[usize]) -> SmallVec<[isize; MAX_RANK]> {
     strides.iter().map(|&s| s as isize).collect()

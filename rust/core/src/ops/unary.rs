@@ -8,7 +8,7 @@ use mnnq_kernels::elementwise::Unary as Function;
 use super::epilogue::{Activation, Epilogue};
 use super::error::{OpError, OpResult};
 use super::operator::{AsEpilogue, Facts, InferResult, Kernel, Layouts, Operator, PrepareContext, StepIo};
-use super::registry::{OpSource, Semantics};
+use super::registry::OpSource;
 use super::support::CHUNK;
 use crate::tensor::{DType, TensorDesc};
 
@@ -25,8 +25,8 @@ impl Unary {
         source.expect_outputs(1)?;
         let table = source.param(TableKind::UnaryOp)?;
         let code = table.get(unary_op::OP_TYPE);
-        let activation = function(code, source.semantics)
-            .ok_or_else(|| OpError::attribute("opType", code, "a code of UnaryOpOperation"))?;
+        let activation =
+            function(code).ok_or_else(|| OpError::attribute("opType", code, "a code of UnaryOpOperation"))?;
         Ok(Self { activation })
     }
 
@@ -64,9 +64,8 @@ impl Unary {
     }
 }
 
-/// The function of a code. GELU is the tanh form of MNN except in our own files, where `GELU_STANDARD` is written
-/// for the exact one anyway; ROUND goes away from zero in MNN's files and to even in ours.
-fn function(code: UnaryOpOperation, semantics: Semantics) -> Option<Activation> {
+/// The function of a code. GELU is MNN's approximation, GELU_STANDARD the exact one; ROUND takes halves away from zero.
+fn function(code: UnaryOpOperation) -> Option<Activation> {
     use UnaryOpOperation as Op;
     Some(Activation::Function(match code {
         Op::ABS => Function::Abs,
@@ -92,7 +91,6 @@ fn function(code: UnaryOpOperation, semantics: Semantics) -> Option<Activation> 
         Op::ASINH => Function::Asinh,
         Op::ATANH => Function::Atanh,
         Op::SIGN => Function::Sign,
-        Op::ROUND if semantics.ours => Function::RoundEven,
         Op::ROUND => Function::RoundAway,
         Op::COSH => Function::Cosh,
         Op::ERF => Function::Erf,

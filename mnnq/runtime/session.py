@@ -1,0 +1,377 @@
+"""`InferenceSession`: runs `.mnn` files, and ONNX models converted in memory.
+
+The class has the methods of onnxruntime's of the same name that client code commonly uses, so that it can take its
+place: ``run``, ``get_inputs``, ``get_outputs``, ``get_providers``.
+"""
+
+from __future__ import annotations
+
+import enum
+import os
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import onnx
+
+from mnnq import _native
+from mnnq.convert import convert_onnx
+from mnnq.errors import ConfigError, InputError
+from mnnq.writer.to_mnn import to_bytes
+
+#: The one provider there is.
+_PROVIDER = "CPUExecutionProvider"
+
+#: Names of element types as onnxruntime spells them.
+_TYPES = {
+    "float32": "tensor(float)",
+    "int32": "tensor(int32)",
+    "uint8": "tensor(uint8)",
+    "int8": "tensor(int8)",
+    "float16": "tensor(float16)",
+    "int64": "tensor(int64)",
+    "bool": "tensor(bool)",
+    "float64": "tensor(double)",
+    "int16": "tensor(int16)",
+    "uint16": "tensor(uint16)",
+    "uint32": "tensor(uint32)",
+    "uint64": "tensor(uint64)",
+}
+
+
+class Precision(enum.Enum):
+    """How exact float arithmetic is."""
+
+    NORMAL = "normal"
+    """Single precision."""
+    HIGH = "high"
+    """Single precision, sums of reductions and normalizations in double precision."""
+    LOW = "low"
+    """Single precision, float weights of convolutions rounded to half precision."""
+
+
+class Memory(enum.Enum):
+    """What is traded for memory."""
+
+    NORMAL = "normal"
+    """Quantized weights are expanded once, when they are first used."""
+    LOW = "low"
+    """Quantized weights of dense convolutions stay in their bits and are expanded while running."""
+
+
+def _available_cpus() -> int:
+    try:
+        return len(os.sched_getaffinity(0))
+    except AttributeError:  # not on every system
+        return os.cpu_count() or 1
+
+
+@dataclass(frozen=True)
+class SessionOptions:
+    """Options of a session.
+
+    Attributes
+    ----------
+    threads
+        Threads per run, 1 to 1024; by default one per available CPU. Results do not depend on it.
+    precision, memory
+        Modes; a member or its value (``"low"``).
+    plan_cache
+        Number of sets of input shapes whose plans are kept; the one not used for longest goes first.
+    fuse
+        Fuse element-wise operators into the operator before them.
+    """
+
+    threads: int = field(default_factory=_available_cpus)
+    precision: Precision = Precision.NORMAL
+    memory: Memory = Memory.NORMAL
+    plan_cache: int = 16
+    fuse: bool = True
+
+    def __post_init__(self) -> None:
+        if isinstance(self.threads, bool) or not 1 <= self.threads <= 1024:
+            msg = f"{self.threads!r}, wanted 1 to 1024"
+            raise ConfigError(msg, key="threads")
+        if isinstance(self.plan_cache, bool) or self.plan_cache < 1:
+            msg = f"{self.plan_cache!r}, wanted 1 or more"
+            raise ConfigError(msg, key="plan_cache")
+        for key, kind in (("precision", Precision), ("memory", Memory)):
+            try:
+                object.__setattr__(self, key, kind(getattr(self, key)))
+            except ValueError as error:
+                allowed = ", ".join(repr(member.value) for member in kind)
+                msg = f"{getattr(self, key)!r}, wanted one of {allowed}"
+                raise ConfigError(msg, key=key) from error
+
+
+@dataclass(frozen=True)
+class NodeArg:
+    """An input or output of a model.
+
+    Attributes
+    ----------
+    name
+        Its name.
+    type
+        Element type as onnxruntime spells it, e.g. ``"tensor(float)"``.
+    shape
+        Lengths of the axes, None for lengths that vary.
+    """
+
+    name: str
+    type: str
+    shape: list[int | None]
+
+
+@dataclass(frozen=True)
+class StepProfile:
+    """One step of a plan and what it cost so far.
+
+    Attributes
+    ----------
+    node, op_type
+        The operator; ``"layout"`` for conversions that the planner has inserted.
+    kernel
+        What ran: algorithm, types, instruction set, fused steps, what precision and memory modes did.
+    output_shapes
+        Shapes of the outputs.
+    runs, seconds
+        How often it ran, and the time of all runs.
+    """
+
+    node: str
+    op_type: str
+    kernel: str
+    output_shapes: list[list[int]]
+    runs: int
+    seconds: float
+
+
+class InferenceSession:
+    """A model ready to run.
+
+    Several threads may call `run` at once; each run has its own memory.
+
+    Parameters
+    ----------
+    path_or_bytes
+        A `.mnn` file (mapped into memory), a `.onnx` file (converted in memory), the bytes of either, or an ONNX
+        model. Bytes are taken for a `.mnn` file if they are one.
+    sess_options
+        Options, or a mapping of their names to values.
+    providers
+        As for onnxruntime; must name ``CPUExecutionProvider``, the only one there is.
+
+    Raises
+    ------
+    UnsupportedError
+        Naming all operators and attributes of the model that cannot be run.
+    FormatError, ModelError
+        The file is broken.
+    ConfigError
+        An option has a wrong name or value.
+    OSError
+        The file cannot be read.
+
+    Examples
+    --------
+    >>> session = InferenceSession("model.mnn")  # doctest: +SKIP
+    >>> (scores,) = session.run(None, {"input": image})  # doctest: +SKIP
+    """
+
+    def __init__(
+        self,
+        path_or_bytes: str | os.PathLike[str] | bytes | onnx.ModelProto,
+        sess_options: SessionOptions | Mapping[str, Any] | None = None,
+        providers: Sequence[Any] | None = None,
+    ) -> None:
+        self._options = _options(sess_options)
+        _check_providers(providers)
+        source, proto = _source(path_or_bytes)
+        self._session = _native.NativeSession(
+            source,
+            threads=self._options.threads,
+            precision=self._options.precision.value,
+            memory=self._options.memory.value,
+            plan_cache=self._options.plan_cache,
+            fuse=self._options.fuse,
+        )
+        self._inputs = {name: (dtype, shape) for name, dtype, shape in self._session.inputs()}
+        #: Element types of the ONNX model where they differ from the run-time ones.
+        self._declared = {} if proto is None else _declared_types(proto)
+
+    def get_session_options(self) -> SessionOptions:
+        """The options of the session."""
+        return self._options
+
+    def get_providers(self) -> list[str]:
+        """Name of the only provider."""
+        return [_PROVIDER]
+
+    def get_inputs(self) -> list[NodeArg]:
+        """The inputs, in the order of the model."""
+        return [self._node_arg(name, dtype, shape) for name, (dtype, shape) in self._inputs.items()]
+
+    def get_outputs(self) -> list[NodeArg]:
+        """The outputs, in the order of the model; types and shapes as far as they are known before running."""
+        return [self._node_arg(*info) for info in self._session.outputs()]
+
+    def run(
+        self,
+        output_names: Sequence[str] | None,
+        input_feed: Mapping[str, npt.ArrayLike],
+        run_options: None = None,
+    ) -> list[npt.NDArray[Any]]:
+        """Run the model.
+
+        Parameters
+        ----------
+        output_names
+            Outputs wanted, in this order; None for all.
+        input_feed
+            Every input by name, in its type. Integers of any width and booleans stand for integers if their values
+            fit; any shape that the model admits, no resizing is needed.
+        run_options
+            Only None: there are no options per run.
+
+        Returns
+        -------
+        The outputs, new arrays.
+
+        Raises
+        ------
+        InputError
+            An input is missing, unknown, or of a wrong type, rank or shape, or an output name is unknown; `key` is
+            its name.
+        ExecutionError
+            An operator cannot take what it gets; the message names it.
+        """
+        if run_options is not None:
+            msg = f"{run_options!r}, wanted None"
+            raise ConfigError(msg, key="run_options")
+        feeds = {name: self._feed(name, value) for name, value in input_feed.items()}
+        names = None if output_names is None or not len(output_names) else list(output_names)
+        outputs = self._session.run(names, feeds)
+        return self._as_declared(names, outputs)
+
+    def observe(
+        self,
+        input_feed: Mapping[str, npt.ArrayLike],
+        observer: Callable[[str, npt.NDArray[Any]], None],
+        output_names: Sequence[str] | None = None,
+    ) -> list[npt.NDArray[Any]]:
+        """Run the model and show every tensor to `observer`, e.g. to calibrate a quantizer.
+
+        Parameters
+        ----------
+        input_feed, output_names
+            As for `run`.
+        observer
+            Called with name and contents of each input and then of each tensor in order of computation. Nothing is
+            fused, so all tensors of the file exist, constants and shape arithmetic apart. The array has the logical
+            shape; its strides may be those of channels-last memory.
+
+        Returns
+        -------
+        The outputs.
+        """
+        feeds = {name: self._feed(name, value) for name, value in input_feed.items()}
+        names = None if output_names is None or not len(output_names) else list(output_names)
+        return self._as_declared(names, self._session.observe(names, feeds, observer))
+
+    def profile(self) -> list[StepProfile]:
+        """The steps of all cached plans with their kernels and the time they took so far."""
+        return [StepProfile(**step) for step in self._session.profile()]
+
+    def _node_arg(self, name: str, dtype: str | None, shape: list[int] | None) -> NodeArg:
+        dtype = self._declared.get(name, dtype)
+        kind = _TYPES.get(dtype or "", "tensor(?)")
+        return NodeArg(name, kind, [None if n < 0 else n for n in shape or []])
+
+    def _feed(self, name: str, value: npt.ArrayLike) -> npt.NDArray[Any]:
+        """`value` as an array that the runtime can read in place."""
+        array = np.asarray(value)
+        wanted = self._inputs.get(name, (None, None))[0]
+        if wanted == "int32" and array.dtype.kind in "biu" and array.dtype != np.int32:
+            if array.size and (array.max() > np.iinfo(np.int32).max or array.min() < np.iinfo(np.int32).min):
+                msg = f"input {name!r} has values beyond 32 bits"
+                raise InputError(msg, key=name)
+            array = array.astype(np.int32)
+        elif wanted == "float32" and self._declared.get(name) in ("float16", "float64") and array.dtype.kind == "f":
+            array = array.astype(np.float32)
+        if wanted is not None and array.dtype.name != wanted:
+            msg = f"input {name!r} is {array.dtype.name}, wanted {self._declared.get(name, wanted)}"
+            raise InputError(msg, key=name)
+        return np.require(array, requirements="CA")
+
+    def _as_declared(self, names: list[str] | None, outputs: list[npt.NDArray[Any]]) -> list[npt.NDArray[Any]]:
+        """The outputs in the element types of the ONNX model they come from."""
+        if not self._declared:
+            return outputs
+        names = names or [name for name, _, _ in self._session.outputs()]
+        pairs = zip(names, outputs, strict=True)
+        return [out.astype(self._declared.get(name, out.dtype.name), copy=False) for name, out in pairs]
+
+
+def _options(options: SessionOptions | Mapping[str, Any] | None) -> SessionOptions:
+    if options is None:
+        return SessionOptions()
+    if isinstance(options, SessionOptions):
+        return options
+    known = set(SessionOptions.__dataclass_fields__)
+    unknown = [key for key in options if key not in known]
+    if unknown:
+        msg = f"no such option; there are {', '.join(sorted(known))}"
+        raise ConfigError(msg, key=unknown[0])
+    return SessionOptions(**options)
+
+
+def _check_providers(providers: Sequence[Any] | None) -> None:
+    names = [item[0] if isinstance(item, tuple) else item for item in providers or [_PROVIDER]]
+    if _PROVIDER not in names:
+        msg = f"{names!r}, wanted {_PROVIDER!r} among them"
+        raise ConfigError(msg, key="providers")
+
+
+def _source(
+    source: str | os.PathLike[str] | bytes | onnx.ModelProto,
+) -> tuple[Path | bytes, onnx.ModelProto | None]:
+    """What the native session reads, and the ONNX model it comes from, if it does."""
+    if isinstance(source, onnx.ModelProto):
+        return to_bytes(convert_onnx(source)), source
+    if isinstance(source, (bytes, bytearray, memoryview)):
+        data = bytes(source)
+        proto = _onnx_bytes(data)
+        return (data, None) if proto is None else (to_bytes(convert_onnx(proto)), proto)
+    path = Path(source)
+    if path.suffix.lower() == ".onnx":
+        return to_bytes(convert_onnx(path)), onnx.load(path, load_external_data=False)
+    return path, None
+
+
+def _onnx_bytes(data: bytes) -> onnx.ModelProto | None:
+    """The ONNX model in `data`; None if it is none.
+
+    A `.mnn` file begins with the offset of its root table, whose upper bytes are 0; as protobuf this is no model.
+    """
+    if len(data) >= 4 and data[1:4] == b"\0\0\0":
+        return None
+    proto = onnx.ModelProto()
+    try:
+        proto.ParseFromString(data)
+    except Exception:
+        return None
+    return proto if proto.graph.node or proto.graph.output else None
+
+
+def _declared_types(proto: onnx.ModelProto) -> dict[str, str]:
+    """NumPy names of the element types of inputs and outputs."""
+    found = {}
+    for info in (*proto.graph.input, *proto.graph.output):
+        elem = info.type.tensor_type.elem_type
+        if elem and elem != onnx.TensorProto.STRING:
+            found[info.name] = np.dtype(onnx.helper.tensor_dtype_to_np_dtype(elem)).name
+    return {name: dtype for name, dtype in found.items() if dtype in _TYPES}
