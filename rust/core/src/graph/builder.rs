@@ -169,12 +169,7 @@ impl BuildContext<'_> {
             OpType::Input => {
                 let Some(&value) = outputs.first() else { return Ok(()) };
                 match graph_input(main, source.names[value].clone(), value) {
-                    Ok(mut found) => {
-                        if let Some(&info) = graph.quant.get(&value) {
-                            found.value = before_rounding(graph, value, info);
-                        }
-                        graph.inputs.push(found);
-                    }
+                    Ok(found) => graph.inputs.push(found),
                     Err(error) => self.problems.push(format!("{}: {error}", place())),
                 }
                 return Ok(());
@@ -208,7 +203,8 @@ impl BuildContext<'_> {
         };
         match create_operator(&op_source, self) {
             Ok(operator) => {
-                add_node(graph, Node { operator, name, op_type: op_type.to_string(), inputs, outputs })
+                let node = Node { operator, name, op_type: op_type.to_string(), inputs, outputs };
+                add_node(graph, node, op_type, main);
             }
             Err(error) => self.problems.push(format!("{}: {error}", place())),
         }
@@ -216,43 +212,99 @@ impl BuildContext<'_> {
     }
 }
 
-/// Adds a node; described outputs that it does not round itself are rounded behind it.
-fn add_node(graph: &mut Graph, mut node: Node) {
-    if node.operator.rounds_output() {
+/// Adds a node. One that runs on integers in MNN's runtime reads and gives values on the grids of its tensors.
+fn add_node(graph: &mut Graph, mut node: Node, op_type: OpType, main: Option<&Table>) {
+    if node.operator.rounds_output() || !runs_in_int8(graph, &node, op_type, main) {
         graph.nodes.push(node);
         return;
     }
-    let mut rounded = Vec::new();
+    for input in node.inputs.iter_mut().flatten() {
+        *input = rounded(graph, *input);
+    }
+    let outputs: Vec<ValueId> = node.outputs.clone();
     for output in &mut node.outputs {
-        if let Some(&info) = graph.quant.get(output) {
-            graph.names.push(format!("{}__float", graph.names[*output]));
-            rounded.push((graph.names.len() - 1, *output, info));
-            *output = graph.names.len() - 1;
-        }
+        *output = unrounded(graph, *output);
     }
+    let made: Vec<(ValueId, ValueId)> = node.outputs.iter().copied().zip(outputs).collect();
     graph.nodes.push(node);
-    for (from, to, info) in rounded {
-        graph.nodes.push(rounding(graph, from, to, info));
+    for (from, to) in made {
+        push_rounding(graph, from, to, to);
     }
 }
 
-fn rounding(graph: &Graph, from: ValueId, to: ValueId, info: QuantInfo) -> Node {
-    Node {
-        operator: fake_quant(info),
-        name: graph.names[to].clone(),
-        op_type: "quantize".to_owned(),
-        inputs: vec![Some(from)],
-        outputs: vec![to],
+/// The rule of MNN's runtime for operators other than convolutions: all tensors are described, and the operator has
+/// an integer form. Copies and pooling have one if nothing changes the scale.
+fn runs_in_int8(graph: &Graph, node: &Node, op_type: OpType, main: Option<&Table>) -> bool {
+    let quant = |value: ValueId| graph.quant.get(&value);
+    let Some(output) = node.outputs.first().and_then(|&value| quant(value)) else { return false };
+    let inputs: Option<Vec<&QuantInfo>> = node.inputs.iter().flatten().map(|&value| quant(value)).collect();
+    let Some(inputs) = inputs.filter(|inputs| !inputs.is_empty()) else { return false };
+    let same = inputs.iter().all(|input| input.scale == output.scale && input.zero == output.zero);
+    match op_type {
+        OpType::Softmax
+        | OpType::LayerNorm
+        | OpType::BinaryOp
+        | OpType::Scale
+        | OpType::Interp
+        | OpType::PReLU => true,
+        OpType::UnaryOp => main.is_some_and(|table| {
+            use mnnq_format::schema::{UnaryOpOperation as Code, unary_op};
+            let code = table.get(unary_op::OP_TYPE);
+            table.has(unary_op::TABLE_INT8) || matches!(code, Code::NEG | Code::ABS | Code::SIGN)
+        }),
+        OpType::ReLU => same && main.is_none_or(|table| table.get(mnnq_format::schema::relu::SLOPE) == 0.0),
+        OpType::Pooling
+        | OpType::Raster
+        | OpType::ConvertTensor
+        | OpType::Reshape
+        | OpType::Permute
+        | OpType::Flatten
+        | OpType::Squeeze
+        | OpType::Unsqueeze
+        | OpType::Concat
+        | OpType::Slice
+        | OpType::StridedSlice
+        | OpType::SliceTf
+        | OpType::DepthToSpace
+        | OpType::SpaceToDepth => same,
+        _ => false,
     }
 }
 
-/// A new tensor that is rounded to become `value`.
-fn before_rounding(graph: &mut Graph, value: ValueId, info: QuantInfo) -> ValueId {
+/// A new tensor beside `value`.
+fn unrounded(graph: &mut Graph, value: ValueId) -> ValueId {
     graph.names.push(format!("{}__float", graph.names[value]));
-    let from = graph.names.len() - 1;
-    let node = rounding(graph, from, value, info);
-    graph.nodes.push(node);
-    from
+    graph.names.len() - 1
+}
+
+/// Whether `value` lies on its grid already.
+fn on_grid(graph: &Graph, value: ValueId) -> bool {
+    let producer = graph.nodes.iter().rev().find(|node| node.outputs.contains(&value));
+    producer.is_some_and(|node| node.operator.rounds_output())
+}
+
+/// The tensor `value` rounded to its grid.
+fn rounded(graph: &mut Graph, value: ValueId) -> ValueId {
+    if on_grid(graph, value) {
+        return value;
+    }
+    graph.names.push(format!("{}__rounded", graph.names[value]));
+    let to = graph.names.len() - 1;
+    push_rounding(graph, value, to, value);
+    to
+}
+
+fn push_rounding(graph: &mut Graph, from: ValueId, to: ValueId, described: ValueId) {
+    let Some(&info) = graph.quant.get(&described) else { return };
+    let name = graph.names[described].clone();
+    let (inputs, outputs) = (vec![Some(from)], vec![to]);
+    graph.nodes.push(Node {
+        operator: fake_quant(info),
+        name,
+        op_type: "quantize".to_owned(),
+        inputs,
+        outputs,
+    });
 }
 
 /// Notes the quantization of a tensor.

@@ -190,6 +190,10 @@ impl Operator for FakeQuant {
         &[0]
     }
 
+    fn rounds_output(&self) -> bool {
+        true
+    }
+
     fn as_epilogue(&self) -> Option<AsEpilogue> {
         Some(AsEpilogue::Activation(Activation::FakeQuant(self.info)))
     }
