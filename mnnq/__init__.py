@@ -17,7 +17,9 @@ if TYPE_CHECKING:
     from mnnq.api import load as load
     from mnnq.api import quantize_weights as quantize_weights
     from mnnq.errors import ConfigError as ConfigError
+    from mnnq.errors import ExecutionError as ExecutionError
     from mnnq.errors import FormatError as FormatError
+    from mnnq.errors import InputError as InputError
     from mnnq.errors import MnnqError as MnnqError
     from mnnq.errors import ModelError as ModelError
     from mnnq.errors import QuantizationError as QuantizationError
@@ -33,13 +35,17 @@ if TYPE_CHECKING:
     from mnnq.quantization.weight import QuantizedModel as QuantizedModel
     from mnnq.report.quantization import LayerReport as LayerReport
     from mnnq.report.quantization import QuantizationReport as QuantizationReport
+    from mnnq.runtime.session import InferenceSession as InferenceSession
+    from mnnq.runtime.session import SessionOptions as SessionOptions
     from mnnq.verify import VerifyResult as VerifyResult
 
 _HOME = {
     "load": "api",
     "quantize_weights": "api",
     "ConfigError": "errors",
+    "ExecutionError": "errors",
     "FormatError": "errors",
+    "InputError": "errors",
     "MnnqError": "errors",
     "ModelError": "errors",
     "QuantizationError": "errors",
@@ -55,6 +61,8 @@ _HOME = {
     "QuantizedModel": "quantization.weight",
     "LayerReport": "report.quantization",
     "QuantizationReport": "report.quantization",
+    "InferenceSession": "runtime.session",
+    "SessionOptions": "runtime.session",
     "VerifyResult": "verify",
 }
 

@@ -2,13 +2,15 @@
 
 # ruff: noqa: PYI021 -- editors show the documentation of a compiled module from its stub.
 
+from collections.abc import Callable
 from os import PathLike
-from typing import Any, Literal, TypedDict, type_check_only
+from typing import Any, Literal, TypedDict, final, type_check_only
 
 import numpy as np
 import numpy.typing as npt
 
 __all__ = [
+    "NativeSession",
     "__version__",
     "decode_weights",
     "encode_weights",
@@ -18,6 +20,7 @@ __all__ = [
     "quantize_weights",
     "read_model",
     "schema",
+    "supported_operators",
     "validate",
     "write_model",
 ]
@@ -312,3 +315,59 @@ def quantize_codes(
     QuantizationError
         If an option does not fit, or a weight is not finite; its ``key`` names the argument.
     """
+
+def supported_operators() -> list[str]:
+    """Names of the MNN operators that sessions can run."""
+
+@final
+class NativeSession:
+    """A `.mnn` model, ready to run. `mnnq.runtime.InferenceSession` is the class for users.
+
+    Parameters
+    ----------
+    source
+        Path of a `.mnn` file, or its bytes.
+    threads
+        Threads per run, 1 to 1024. Results do not depend on it.
+    precision
+        "normal", "high" (sums in double precision) or "low" (float weights stored in half precision).
+    memory
+        "normal", or "low" (quantized weights stay in their bits).
+    plan_cache
+        Number of input shapes whose plans are kept.
+    fuse
+        Fuse element-wise operators into the operator before them.
+    """
+
+    def __new__(
+        cls,
+        source: str | PathLike[str] | bytes,
+        *,
+        threads: int = 1,
+        precision: str = "normal",
+        memory: str = "normal",
+        plan_cache: int = 16,
+        fuse: bool = True,
+    ) -> NativeSession: ...
+    def inputs(self) -> list[tuple[str, str | None, list[int] | None]]:
+        """Inputs: name, dtype, shape (-1 for lengths that vary), as tuples."""
+
+    def outputs(self) -> list[tuple[str, str | None, list[int] | None]]:
+        """Outputs, as `inputs`; dtype and shape are None where only running tells."""
+
+    def run(self, names: list[str] | None, feeds: dict[str, npt.NDArray[Any]]) -> list[npt.NDArray[Any]]:
+        """Run the model on arrays of the inputs' very dtypes; returns the outputs named, or all."""
+
+    def observe(
+        self,
+        names: list[str] | None,
+        feeds: dict[str, npt.NDArray[Any]],
+        observer: Callable[[str, npt.NDArray[Any]], object],
+    ) -> list[npt.NDArray[Any]]:
+        """Run the model and call `observer(name, array)` for the inputs and every tensor that is computed.
+
+        The arrays are copies in the logical shape; their strides show the layout that the runtime works in.
+        """
+
+    def profile(self) -> list[dict[str, Any]]:
+        """Steps that have run so far: node, op_type, kernel, output shapes, runs, seconds."""

@@ -99,12 +99,16 @@ class SessionOptions:
             msg = f"{self.plan_cache!r}, wanted 1 or more"
             raise ConfigError(msg, key="plan_cache")
         for key, kind in (("precision", Precision), ("memory", Memory)):
-            try:
-                object.__setattr__(self, key, kind(getattr(self, key)))
-            except ValueError as error:
-                allowed = ", ".join(repr(member.value) for member in kind)
-                msg = f"{getattr(self, key)!r}, wanted one of {allowed}"
-                raise ConfigError(msg, key=key) from error
+            object.__setattr__(self, key, _member(kind, getattr(self, key), key))
+
+
+def _member(kind: type[enum.Enum], value: object, key: str) -> enum.Enum:
+    try:
+        return kind(value)
+    except ValueError as error:
+        allowed = ", ".join(repr(member.value) for member in kind)
+        msg = f"{value!r}, wanted one of {allowed}"
+        raise ConfigError(msg, key=key) from error
 
 
 @dataclass(frozen=True)
@@ -300,14 +304,20 @@ class InferenceSession:
                 msg = f"input {name!r} has values beyond 32 bits"
                 raise InputError(msg, key=name)
             array = array.astype(np.int32)
-        elif wanted == "float32" and self._declared.get(name) in ("float16", "float64") and array.dtype.kind == "f":
+        elif (
+            wanted == "float32"
+            and self._declared.get(name) in ("float16", "float64")
+            and array.dtype.kind == "f"
+        ):
             array = array.astype(np.float32)
         if wanted is not None and array.dtype.name != wanted:
             msg = f"input {name!r} is {array.dtype.name}, wanted {self._declared.get(name, wanted)}"
             raise InputError(msg, key=name)
-        return np.require(array, requirements="CA")
+        return np.require(array, requirements=["C", "A"])
 
-    def _as_declared(self, names: list[str] | None, outputs: list[npt.NDArray[Any]]) -> list[npt.NDArray[Any]]:
+    def _as_declared(
+        self, names: list[str] | None, outputs: list[npt.NDArray[Any]]
+    ) -> list[npt.NDArray[Any]]:
         """The outputs in the element types of the ONNX model they come from."""
         if not self._declared:
             return outputs

@@ -2,7 +2,8 @@
 //!
 //! `acc = sum (x_code - zero_in) * w_code`, `y = acc * alpha[o] * scale_in + bias[o]`,
 //! `code = clamp(round(y / scale_out) + zero_out, lo, max)`; a fused ReLU (also ReLU6, whose upper bound the output's
-//! scale has) makes `lo = max(min, zero_out)`. This form works with tensors whose floats lie on the codes' grid.
+//! scale has) makes `lo = max(min, zero_out)`. Depthwise convolutions round bias and zero point to accumulator units
+//! first. This form works with tensors whose floats lie on the codes' grid.
 
 use std::borrow::Cow;
 
@@ -138,6 +139,7 @@ impl Operator for IntConv {
     fn prepare(&self, context: &PrepareContext<'_>) -> OpResult<Box<dyn Kernel>> {
         Ok(Box::new(IntConvKernel {
             sliding: self.common.sliding(&context.inputs.shape(0)?)?,
+            depthwise: self.common.group == self.common.out_channels && self.common.group > 1,
             group: self.common.group,
             relu: self.common.activation.is_some(),
             codes: self.codes.clone(),
@@ -151,6 +153,7 @@ impl Operator for IntConv {
 
 struct IntConvKernel {
     sliding: Sliding,
+    depthwise: bool,
     group: usize,
     relu: bool,
     codes: std::sync::Arc<[i8]>,
@@ -193,6 +196,14 @@ impl IntConvKernel {
     }
 }
 
+/// The code of a depthwise sum: bias and zero point become integers of the accumulator first, toward zero.
+fn depthwise_code(sum: i32, alpha: f32, bias: f32, input: &QuantInfo, output: &QuantInfo) -> f64 {
+    let scale = alpha * input.scale / output.scale;
+    let integer = |x: f32| if x.is_finite() { f64::from(x.trunc()) } else { 0.0 };
+    let bias = integer(bias / (input.scale * alpha)) + integer(output.zero / scale);
+    ((f64::from(sum) + bias) * f64::from(scale)).round()
+}
+
 impl Kernel for IntConvKernel {
     fn label(&self) -> Cow<'static, str> {
         let (v, h) = (self.sliding.vertical.kernel, self.sliding.horizontal.kernel);
@@ -218,9 +229,14 @@ impl Kernel for IntConvKernel {
                 let out = io.outputs[0].data::<f32>();
                 io.parallel.for_each_chunk_with(out, n, windows, k, |pixel, out, window| {
                     self.pixel(codes, pixel, 0, window, |channel, sum| {
-                        let (alpha, bias) = (f64::from(self.alpha[channel]), f64::from(self.bias[channel]));
-                        let y = f64::from(sum) * alpha * f64::from(input.scale) + bias;
-                        let code = (y / f64::from(output.scale)).round() + f64::from(output.zero);
+                        let (alpha, bias) = (self.alpha[channel], self.bias[channel]);
+                        let code = if self.depthwise {
+                            depthwise_code(sum, alpha, bias, input, output)
+                        } else {
+                            let y =
+                                f64::from(sum) * f64::from(alpha) * f64::from(input.scale) + f64::from(bias);
+                            (y / f64::from(output.scale)).round() + f64::from(output.zero)
+                        };
                         let code = code.clamp(f64::from(lo.min(output.max)), f64::from(output.max));
                         out[channel] = output.real(code as f32);
                     });
