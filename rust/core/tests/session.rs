@@ -1,0 +1,319 @@
+//! Models built in code, run by the session: what plans must get right whatever the operators are.
+
+use mnnq_core::runtime::{RuntimeError, Session, SessionOptions};
+use mnnq_core::tensor::{DType, Shape, Tensor, TensorView};
+use mnnq_format::Model;
+use mnnq_format::model::{Numbers, Table};
+use mnnq_format::schema::*;
+
+/// A graph under construction; tensors are known by name.
+#[derive(Default)]
+struct Builder {
+    names: Vec<String>,
+    ops: Vec<Table>,
+    subgraphs: Vec<Table>,
+}
+
+impl Builder {
+    fn id(&mut self, name: &str) -> i32 {
+        let position = self.names.iter().position(|known| known == name).unwrap_or_else(|| {
+            self.names.push(name.to_owned());
+            self.names.len() - 1
+        });
+        i32::try_from(position).unwrap()
+    }
+
+    fn op(&mut self, kind: OpType, inputs: &[&str], outputs: &[&str], main: Option<Table>) -> &mut Self {
+        let mut table = Table::new(TableKind::Op);
+        let ids = |builder: &mut Self, names: &[&str]| -> Numbers {
+            names.iter().map(|name| builder.id(name)).collect::<Vec<i32>>().into()
+        };
+        let (input_ids, output_ids) = (ids(self, inputs), ids(self, outputs));
+        table.set(op::TYPE, kind).set(op::NAME, outputs[0].to_owned());
+        table.set(op::INPUT_INDEXES, input_ids).set(op::OUTPUT_INDEXES, output_ids);
+        if let Some(main) = main {
+            table.set(op::MAIN, main);
+        }
+        self.ops.push(table);
+        self
+    }
+
+    fn input(&mut self, name: &str, data_type: DataType, dims: &[i32]) -> &mut Self {
+        let mut table = Table::new(TableKind::Input);
+        table.set(input::DIMS, dims.to_vec()).set(input::DTYPE, data_type);
+        self.op(OpType::Input, &[], &[name], Some(table))
+    }
+
+    fn ints(&mut self, name: &str, dims: &[i32], values: &[i32]) -> &mut Self {
+        let mut table = Table::new(TableKind::Blob);
+        table.set(blob::DIMS, dims.to_vec()).set(blob::DATA_TYPE, DataType::DT_INT32);
+        table.set(blob::INT32S, values.to_vec());
+        self.op(OpType::Const, &[], &[name], Some(table))
+    }
+
+    fn floats(&mut self, name: &str, dims: &[i32], values: &[f32]) -> &mut Self {
+        let mut table = Table::new(TableKind::Blob);
+        table.set(blob::DIMS, dims.to_vec()).set(blob::FLOAT32S, values.to_vec());
+        self.op(OpType::Const, &[], &[name], Some(table))
+    }
+
+    fn binary(&mut self, code: BinaryOpOperation, a: &str, b: &str, out: &str) -> &mut Self {
+        let mut table = Table::new(TableKind::BinaryOp);
+        table.set(binary_op::OP_TYPE, code);
+        self.op(OpType::BinaryOp, &[a, b], &[out], Some(table))
+    }
+
+    fn unary(&mut self, code: UnaryOpOperation, x: &str, out: &str) -> &mut Self {
+        let mut table = Table::new(TableKind::UnaryOp);
+        table.set(unary_op::OP_TYPE, code);
+        self.op(OpType::UnaryOp, &[x], &[out], Some(table))
+    }
+
+    /// Closes the graph as a subgraph of `outer`.
+    fn into_subgraph(mut self, outer: &mut Builder, name: &str, inputs: &[&str], outputs: &[&str]) {
+        let mut table = Table::new(TableKind::SubGraphProto);
+        let inputs: Vec<i32> = inputs.iter().map(|name| self.id(name)).collect();
+        let outputs: Vec<i32> = outputs.iter().map(|name| self.id(name)).collect();
+        table.set(sub_graph_proto::NAME, name.to_owned());
+        table.set(sub_graph_proto::INPUTS, inputs).set(sub_graph_proto::OUTPUTS, outputs);
+        table.set(sub_graph_proto::TENSORS, self.names).set(sub_graph_proto::NODES, self.ops);
+        outer.subgraphs.push(table);
+    }
+
+    fn session(self, outputs: &[&str], options: SessionOptions) -> Result<Session, RuntimeError> {
+        let mut net = Table::new(TableKind::Net);
+        net.set(net::OPLISTS, self.ops).set(net::TENSOR_NAME, self.names);
+        net.set(net::OUTPUT_NAME, outputs.iter().map(|name| (*name).to_owned()).collect::<Vec<_>>());
+        if !self.subgraphs.is_empty() {
+            net.set(net::SUBGRAPHS, self.subgraphs);
+        }
+        Session::new(&Model::new(net).unwrap(), options)
+    }
+}
+
+fn shape(dims: &[usize]) -> Shape {
+    Shape::new(dims).unwrap()
+}
+
+fn floats(dims: &[usize], values: &[f32]) -> Tensor {
+    Tensor::from_vec(shape(dims), values.to_vec()).unwrap()
+}
+
+fn run(session: &Session, feeds: &[(&str, &Tensor)]) -> Vec<Tensor> {
+    let feeds: Vec<(&str, TensorView<'_>)> =
+        feeds.iter().map(|(name, tensor)| (*name, tensor.view())).collect();
+    session.run(&feeds, &[]).unwrap()
+}
+
+/// `y = reshape(x, [shape(x)[0] * 2, -1])`, computed by integer operators.
+fn shape_chain(options: SessionOptions) -> Session {
+    let mut b = Builder::default();
+    b.input("x", DataType::DT_FLOAT, &[-1, -1]);
+    b.op(OpType::Shape, &["x"], &["s"], None);
+    b.ints("zero", &[1], &[0]).ints("one", &[1], &[1]).ints("two", &[1], &[2]).ints("rest", &[1], &[-1]);
+    b.op(OpType::SliceTf, &["s", "zero", "one"], &["n"], None);
+    b.binary(BinaryOpOperation::MUL, "n", "two", "m");
+    let mut join = Table::new(TableKind::Axis);
+    join.set(axis::AXIS, 0);
+    b.op(OpType::Concat, &["m", "rest"], &["dims"], Some(join));
+    b.op(OpType::Reshape, &["x", "dims"], &["y"], Some(Table::new(TableKind::Reshape)));
+    b.session(&["y"], options).unwrap()
+}
+
+#[test]
+fn shape_arithmetic_costs_no_step() {
+    let session = shape_chain(SessionOptions::default());
+    for (n, m) in [(1, 4), (3, 6)] {
+        let x = Tensor::from_vec(shape(&[n, m]), (0..n * m).map(|i| i as f32).collect()).unwrap();
+        let y = run(&session, &[("x", &x)]);
+        assert_eq!(y[0].desc().shape, shape(&[2 * n, m / 2]));
+        assert_eq!(y[0].data::<f32>(), x.data::<f32>());
+    }
+    assert!(session.profile().is_empty());
+}
+
+#[test]
+fn varying_lengths_of_outputs_are_found() {
+    let outputs = shape_chain(SessionOptions::default()).outputs();
+    assert_eq!((outputs[0].dtype, outputs[0].dims.as_deref()), (Some(DType::F32), Some(&[-1, -1][..])));
+}
+
+#[test]
+fn a_shape_may_come_from_an_input() {
+    let mut b = Builder::default();
+    b.input("x", DataType::DT_FLOAT, &[-1]).input("dims", DataType::DT_INT32, &[2]);
+    b.unary(UnaryOpOperation::NEG, "x", "z");
+    b.op(OpType::Reshape, &["z", "dims"], &["r"], Some(Table::new(TableKind::Reshape)));
+    b.unary(UnaryOpOperation::SQUARE, "r", "y");
+    let session =
+        b.session(&["y", "z"], SessionOptions { plan_cache: 1, ..SessionOptions::default() }).unwrap();
+    let x = floats(&[6], &[1.0, 2.0, 3.0, 4.0, 5.0, 6.0]);
+    for dims in [[2, 3], [3, 2], [2, -1], [2, 3]] {
+        let y = run(&session, &[("x", &x), ("dims", &Tensor::vector(&dims))]);
+        assert_eq!(y[0].desc().shape[0], dims[0] as usize);
+        assert_eq!(y[0].data::<f32>(), [1.0, 4.0, 9.0, 16.0, 25.0, 36.0]);
+        assert_eq!(y[1].data::<f32>()[1], -2.0);
+    }
+}
+
+#[test]
+fn output_shapes_may_depend_on_contents() {
+    let mut b = Builder::default();
+    b.input("x", DataType::DT_FLOAT, &[-1]);
+    b.op(OpType::Where, &["x"], &["where"], None);
+    b.op(OpType::Squeeze, &["where", "one"], &["i"], None);
+    b.op(OpType::GatherV2, &["x", "i"], &["y"], None);
+    let mut builder = Builder::default();
+    builder.ints("one", &[1], &[1]);
+    let constant = builder.ops.remove(0);
+    let mut constant = constant;
+    constant.set(op::OUTPUT_INDEXES, vec![b.id("one")]);
+    b.ops.insert(1, constant);
+    let session = b.session(&["y"], SessionOptions::default()).unwrap();
+    for (x, want) in [(&[0.0, 3.0, 0.0, -2.0], &[3.0, -2.0][..]), (&[0.0; 4], &[]), (&[1.0; 4], &[1.0; 4])] {
+        let y = run(&session, &[("x", &floats(&[4], x))]);
+        assert_eq!(y[0].data::<f32>(), want);
+    }
+}
+
+/// `for i in 0..n { c = c * x + i; stack(c) }` on vectors of two.
+fn horner(trips_are_an_input: bool) -> Session {
+    let mut body = Builder::default();
+    body.input("i", DataType::DT_INT32, &[]).input("go", DataType::DT_INT32, &[]);
+    body.input("c", DataType::DT_FLOAT, &[2]).input("x", DataType::DT_FLOAT, &[2]);
+    body.binary(BinaryOpOperation::MUL, "c", "x", "p");
+    let mut cast = Table::new(TableKind::CastParam);
+    cast.set(cast_param::DST_T, DataType::DT_FLOAT);
+    body.op(OpType::Cast, &["i"], &["f"], Some(cast));
+    body.binary(BinaryOpOperation::ADD, "p", "f", "next");
+    body.op(OpType::Identity, &["go"], &["go_on"], None);
+    body.op(OpType::Identity, &["x"], &["same"], None);
+    body.unary(UnaryOpOperation::ABS, "next", "scan");
+    let mut b = Builder::default();
+    body.into_subgraph(&mut b, "body", &["i", "go", "c", "x"], &["go_on", "next", "same", "scan"]);
+    b.input("x", DataType::DT_FLOAT, &[2]);
+    if trips_are_an_input {
+        b.input("n", DataType::DT_INT32, &[]);
+    } else {
+        b.ints("n", &[], &[3]);
+    }
+    b.ints("go", &[], &[1]).floats("start", &[2], &[1.0, 1.0]);
+    let mut main = Table::new(TableKind::WhileParam);
+    main.set(while_param::BODY_GRAPH, "body".to_owned());
+    b.op(OpType::While, &["n", "go", "start", "x"], &["c", "unused", "stack"], Some(main));
+    b.session(&["c", "stack"], SessionOptions::default()).unwrap()
+}
+
+#[test]
+fn loops_carry_and_stack() {
+    let x = floats(&[2], &[2.0, -1.0]);
+    // c: 1 -> 2 -> 5 -> 12 for x = 2; 1 -> -1 -> 2 -> 0 for x = -1.
+    let check = |outputs: &[Tensor]| {
+        assert_eq!(outputs[0].data::<f32>(), [12.0, 0.0]);
+        assert_eq!(outputs[1].desc().shape, shape(&[3, 2]));
+        assert_eq!(outputs[1].data::<f32>(), [2.0, 1.0, 5.0, 2.0, 12.0, 0.0]);
+    };
+    let fixed = horner(false);
+    check(&run(&fixed, &[("x", &x)]));
+    check(&run(&fixed, &[("x", &x)]));
+    let open = horner(true);
+    check(&run(&open, &[("x", &x), ("n", &Tensor::scalar(3))]));
+    let none = run(&open, &[("x", &x), ("n", &Tensor::scalar(0))]);
+    assert_eq!(none[0].data::<f32>(), [1.0, 1.0]);
+}
+
+#[test]
+fn memory_is_not_reused_too_early() {
+    // Every intermediate is used again at the end, in reverse.
+    let mut b = Builder::default();
+    b.input("t0", DataType::DT_FLOAT, &[-1]);
+    for i in 0..8 {
+        b.unary(UnaryOpOperation::SIN, &format!("t{i}"), &format!("t{}", i + 1));
+    }
+    let mut sum = "t8".to_owned();
+    for i in (0..8).rev() {
+        b.binary(BinaryOpOperation::SUB, &sum, &format!("t{i}"), &format!("s{i}"));
+        sum = format!("s{i}");
+    }
+    for fuse in [false, true] {
+        let options = SessionOptions { fuse, ..SessionOptions::default() };
+        let builder = Builder { names: b.names.clone(), ops: b.ops.clone(), subgraphs: Vec::new() };
+        let session = builder.session(&["s0"], options).unwrap();
+        let x = 0.7_f32;
+        let y = run(&session, &[("t0", &floats(&[1], &[x]))]);
+        let mut t = vec![x];
+        for i in 0..8 {
+            t.push(t[i].sin());
+        }
+        let want = t[..8].iter().rev().fold(t[8], |sum, v| sum - v);
+        assert!((y[0].data::<f32>()[0] - want).abs() < 1e-5);
+    }
+}
+
+#[test]
+fn errors_name_everything_that_is_unsupported() {
+    let mut b = Builder::default();
+    b.input("x", DataType::DT_FLOAT, &[4]);
+    b.op(OpType::Svd, &["x"], &["a"], None);
+    b.op(OpType::Histogram, &["a"], &["y"], None);
+    let Err(RuntimeError::Unsupported { problems }) = b.session(&["y"], SessionOptions::default()) else {
+        panic!("a model with unknown operators was accepted");
+    };
+    assert_eq!(problems.len(), 2);
+    assert!(problems[0].contains("Svd \"a\"") && problems[1].contains("Histogram \"y\""));
+}
+
+#[test]
+fn graphs_that_are_none_are_errors() {
+    let mut b = Builder::default();
+    b.input("x", DataType::DT_FLOAT, &[4]);
+    b.unary(UnaryOpOperation::ABS, "later", "y").unary(UnaryOpOperation::ABS, "x", "later");
+    let session = b.session(&["y"], SessionOptions::default()).unwrap();
+    let x = floats(&[4], &[0.0; 4]);
+    let error = session.run(&[("x", x.view())], &[]).unwrap_err();
+    assert!(matches!(error, RuntimeError::Graph { .. }), "{error}");
+
+    let mut b = Builder::default();
+    b.input("x", DataType::DT_FLOAT, &[4]);
+    b.unary(UnaryOpOperation::ABS, "x", "y").unary(UnaryOpOperation::ABS, "x", "y");
+    let error = b.session(&["y"], SessionOptions::default()).err().unwrap();
+    assert!(error.to_string().contains("produced twice"), "{error}");
+}
+
+#[test]
+fn wrong_feeds_are_named() {
+    let session = shape_chain(SessionOptions::default());
+    let x = floats(&[2], &[0.0; 2]);
+    let text = |feeds: &[(&str, TensorView<'_>)]| session.run(feeds, &[]).unwrap_err().to_string();
+    assert!(text(&[]).contains("\"x\" is missing"));
+    assert!(text(&[("x", x.view())]).contains("\"x\" has shape [2]"));
+    assert!(text(&[("x", Tensor::vector(&[1, 2]).view())]).contains("\"x\" is int32"));
+    let square = floats(&[2, 2], &[0.0; 4]);
+    assert!(text(&[("x", square.view()), ("z", x.view())]).contains("\"z\" is no input"));
+    let error = session.run(&[("x", square.view())], &["z"]).unwrap_err();
+    assert!(matches!(error, RuntimeError::UnknownOutput { .. }));
+}
+
+#[test]
+fn options_are_checked() {
+    for options in [
+        SessionOptions { threads: 0, ..SessionOptions::default() },
+        SessionOptions { plan_cache: 0, ..SessionOptions::default() },
+    ] {
+        let mut b = Builder::default();
+        b.input("x", DataType::DT_FLOAT, &[1]);
+        assert!(matches!(b.session(&["x"], options), Err(RuntimeError::Option { .. })));
+    }
+}
+
+#[test]
+fn an_input_may_be_an_output() {
+    let mut b = Builder::default();
+    b.input("x", DataType::DT_FLOAT, &[-1]);
+    b.unary(UnaryOpOperation::NEG, "x", "y");
+    let session = b.session(&["x", "y", "x"], SessionOptions::default()).unwrap();
+    let outputs = run(&session, &[("x", &floats(&[2], &[1.0, -2.0]))]);
+    assert_eq!(outputs[0].data::<f32>(), [1.0, -2.0]);
+    assert_eq!(outputs[1].data::<f32>(), [-1.0, 2.0]);
+    assert_eq!(outputs[2], outputs[0]);
+}
