@@ -3,7 +3,7 @@
 //! * [`tensor`]: element types, shapes, layouts, views.
 //! * [`graph`]: a model as operators and the tensors between them.
 //! * [`ops`]: the operators.
-//! * [`quant`]: quantizers.
+//! * [`quant`]: quantizers of weights and activations.
 //! * [`runtime`]: planning and running; [`Session`](runtime::Session) is where users start.
 #![deny(unsafe_code)]
 

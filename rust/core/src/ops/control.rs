@@ -282,6 +282,15 @@ pub(super) fn create_while(
     Ok(Arc::new(Loop { body, carried, scans }))
 }
 
+/// What is known of an iteration before running.
+struct Iteration {
+    /// Descriptions of the body's outputs.
+    outputs: Vec<TensorDesc>,
+    plan: Arc<Segment>,
+    /// The body's condition always holds.
+    goes_on: bool,
+}
+
 impl Loop {
     /// Body inputs and known contents for planning: the iteration is a scalar; the condition holds in every iteration.
     fn request(&self, inputs: &Facts<'_>) -> OpResult<(Vec<TensorDesc>, Vec<Option<Tensor>>)> {
@@ -293,7 +302,7 @@ impl Loop {
     }
 
     /// The plan of an iteration, if carried values keep their shapes.
-    fn stable(&self, inputs: &Facts<'_>) -> OpResult<Option<(Vec<TensorDesc>, Arc<Segment>, bool)>> {
+    fn stable(&self, inputs: &Facts<'_>) -> OpResult<Option<Iteration>> {
         let (descs, known) = self.request(inputs)?;
         let Some((outputs, plan)) = self.body.infer(&descs, &known)? else { return Ok(None) };
         let same = (0..self.carried).all(|i| descs[2 + i] == outputs[1 + i]);
@@ -301,7 +310,7 @@ impl Loop {
             .known_results
             .iter()
             .any(|(position, tensor)| *position == 0 && truth(tensor.view()).unwrap_or(false));
-        Ok(same.then_some((outputs, plan, goes_on)))
+        Ok(same.then_some(Iteration { outputs, plan, goes_on }))
     }
 }
 
@@ -327,7 +336,9 @@ impl Operator for Loop {
             (_, Some(false)) => 0,
             _ => return Err(InferError::Dynamic),
         };
-        let Some((outputs, _, true)) = self.stable(inputs)? else { return Err(InferError::Dynamic) };
+        let Some(Iteration { outputs, goes_on: true, .. }) = self.stable(inputs)? else {
+            return Err(InferError::Dynamic);
+        };
         let mut descs: Vec<TensorDesc> = outputs[1..].to_vec();
         for desc in &mut descs[self.carried..] {
             let mut dims = vec![known];
@@ -338,7 +349,7 @@ impl Operator for Loop {
     }
 
     fn prepare(&self, context: &PrepareContext<'_>) -> OpResult<Box<dyn Kernel>> {
-        let (outputs, plan, _) = self
+        let Iteration { outputs, plan, .. } = self
             .stable(&context.inputs)?
             .ok_or_else(|| OpError::unsupported("carried values that change their shape"))?;
         let Body { name, executor, inputs, outputs: values } = &self.body;

@@ -66,7 +66,7 @@ pub enum OpError {
         /// Position of the input.
         input: usize,
         /// Its shape.
-        got: Shape,
+        got: Box<Shape>,
         /// In words, the shapes allowed.
         wanted: String,
     },
@@ -121,7 +121,7 @@ impl OpError {
 
     /// [`OpError::InputShape`].
     pub fn shape(input: usize, got: Shape, wanted: impl Into<String>) -> Self {
-        Self::InputShape { input, got, wanted: wanted.into() }
+        Self::InputShape { input, got: Box::new(got), wanted: wanted.into() }
     }
 
     /// [`OpError::InputValue`].

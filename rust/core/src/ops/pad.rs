@@ -52,7 +52,7 @@ impl Pad {
         for (&length, pads) in shape.iter().zip(pads.chunks_exact(2)) {
             let n = length as i64;
             let total = n.saturating_add(pads[0]).saturating_add(pads[1]);
-            if total < 0 || total > 1 << 31 {
+            if !(0..=1 << 31).contains(&total) {
                 return Err(OpError::value(1, format!("pads {pads:?} of an axis of {length}")).into());
             }
             let mirror = |p: i64| match self.mode {

@@ -59,10 +59,8 @@ impl Function {
 }
 
 /// `Scale`: `y = x * scaleData[c] + biasData[c]`, c along axis 1.
-pub(super) struct Scale;
-
-impl Scale {
-    pub(super) fn new(source: &OpSource<'_>) -> OpResult<PerChannel> {
+impl PerChannel {
+    pub(super) fn scale(source: &OpSource<'_>) -> OpResult<Self> {
         source.expect_outputs(1)?;
         let table = source.param(TableKind::Scale)?;
         let scale = floats(table.get(scale::SCALE_DATA));
@@ -73,21 +71,19 @@ impl Scale {
         if bias.len() != scale.len() {
             return Err(OpError::attribute("biasData", bias.len(), format!("{} values", scale.len())));
         }
-        Ok(PerChannel { name: "scale", function: Function::Affine { scale, bias } })
+        Ok(Self { name: "scale", function: Function::Affine { scale, bias } })
     }
 }
 
 /// `PReLU`: `y = x` if positive, else `x * slope[c]`, c along axis 1.
-pub(super) struct PRelu;
-
-impl PRelu {
-    pub(super) fn new(source: &OpSource<'_>) -> OpResult<PerChannel> {
+impl PerChannel {
+    pub(super) fn prelu(source: &OpSource<'_>) -> OpResult<Self> {
         source.expect_outputs(1)?;
         let slope = floats(source.param(TableKind::PRelu)?.get(p_relu::SLOPE));
         if slope.is_empty() {
             return Err(OpError::attribute("slope", "empty", "one value per channel"));
         }
-        Ok(PerChannel { name: "prelu", function: Function::PRelu { slope } })
+        Ok(Self { name: "prelu", function: Function::PRelu { slope } })
     }
 }
 

@@ -85,10 +85,10 @@ fn reduced(shape: &Shape, axes: &[usize], keep: bool) -> OpResult<Shape> {
 impl Operator for Reduce {
     fn infer(&self, inputs: &Facts<'_>) -> InferResult {
         let desc = inputs.desc(0)?;
-        let supported = match (self.code, desc.dtype) {
-            (Code::Function(_), DType::F32 | DType::I32) | (Code::Any | Code::All, DType::I32) => true,
-            _ => false,
-        };
+        let supported = matches!(
+            (self.code, desc.dtype),
+            (Code::Function(_), DType::F32 | DType::I32) | (Code::Any | Code::All, DType::I32)
+        );
         if !supported {
             let wanted = "float32 or int32".to_owned();
             return Err(InferError::Op(OpError::InputType { input: 0, wanted, got: desc.dtype }));

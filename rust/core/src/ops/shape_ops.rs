@@ -253,7 +253,7 @@ impl Operator for Range {
                 }));
             }
         };
-        if !(count < 1e12) {
+        if count.is_nan() || count > 1e12 {
             return Err(OpError::value(2, "the range is endless").into());
         }
         Ok(vec![TensorDesc::new(dtype, Shape::new(&[count as usize])?)])

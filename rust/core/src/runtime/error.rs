@@ -70,7 +70,7 @@ pub enum RuntimeError {
         /// Its shape in the model.
         wanted: Vec<i64>,
         /// The shape given.
-        got: Shape,
+        got: Box<Shape>,
     },
     /// An output that the model does not have was asked for.
     #[error("{name:?} is no output of the model; its outputs are {known:?}")]

@@ -69,9 +69,7 @@ impl Executor {
             plans[..=position].rotate_right(1);
             return Ok(plans[0].1.clone());
         }
-        let state =
-            PlanState::new(&self.graph, request.inputs, request.known, request.outputs, request.observe);
-        let segment = Arc::new(plan_segment(&self.graph, &self.options, state)?);
+        let segment = Arc::new(self.plan_once(request)?);
         let key = PlanKey {
             inputs: request.inputs.to_vec(),
             known: request.known.to_vec(),
@@ -81,6 +79,13 @@ impl Executor {
         plans.truncate(self.options.plan_cache - 1);
         plans.insert(0, (key, segment.clone()));
         Ok(segment)
+    }
+
+    /// A plan for a request that is not kept.
+    pub(crate) fn plan_once(&self, request: &Request<'_>) -> Result<Segment, RuntimeError> {
+        let state =
+            PlanState::new(&self.graph, request.inputs, request.known, request.outputs, request.observe);
+        plan_segment(&self.graph, &self.options, state)
     }
 
     /// Runs a plan. `consume` gets each output that was asked for: its position and its contents, row-major.

@@ -100,11 +100,14 @@ impl Session {
         self.executor.graph().inputs.iter().map(info).collect()
     }
 
-    /// The outputs, in the order of the file. Types and shapes are those for inputs whose varying lengths are 1,
-    /// if the model can be planned for these; lengths that differ when they are 2 are given as -1.
+    /// The outputs, in the order of the file. Types and shapes are found by planning for two sizes of the input lengths
+    /// that vary; lengths that differ between them are given as -1.
     #[must_use]
     pub fn outputs(&self) -> Vec<TensorInfo> {
-        let (one, two) = (self.output_descs(1), self.output_descs(2));
+        // Large sizes first: networks that shrink their input refuse small ones.
+        let probes = [[64, 128], [256, 512], [1, 2]].map(|sizes| sizes.map(|size| self.output_descs(size)));
+        let complete = |probe: &&[Vec<Option<TensorDesc>>; 2]| probe.iter().flatten().all(Option::is_some);
+        let [one, two] = probes.iter().find(complete).unwrap_or(&probes[0]);
         let infos = self.outputs.iter().enumerate().map(|(index, name)| {
             let (a, b) = (one.get(index).copied().flatten(), two.get(index).copied().flatten());
             let dims = match (a, b) {
@@ -137,7 +140,7 @@ impl Session {
             .collect();
         let Some(inputs) = inputs else { return found };
         let request = Request { inputs: &inputs, known: &[], outputs: &graph.outputs, observe: false };
-        if let Ok(plan) = self.executor.plan(&request) {
+        if let Ok(plan) = self.executor.plan_once(&request) {
             for (position, located) in &plan.results {
                 found[*position] = Some(located.desc);
             }
@@ -260,7 +263,7 @@ fn check_feed(input: &GraphInput, desc: TensorDesc) -> Result<(), RuntimeError> 
     let Some(dims) = &input.dims else { return Ok(()) };
     let fits = |(&wanted, &got): (&i64, &usize)| wanted < 0 || usize::try_from(wanted) == Ok(got);
     if dims.len() != desc.shape.rank() || !dims.iter().zip(desc.shape.iter()).all(fits) {
-        let (name, wanted, got) = (input.name.clone(), dims.clone(), desc.shape);
+        let (name, wanted, got) = (input.name.clone(), dims.clone(), Box::new(desc.shape));
         return Err(RuntimeError::InputShape { name, wanted, got });
     }
     Ok(())

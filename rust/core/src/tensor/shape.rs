@@ -25,9 +25,9 @@ pub enum ShapeError {
     #[error("shapes {a} and {b} do not broadcast")]
     Broadcast {
         /// One shape.
-        a: Shape,
+        a: Box<Shape>,
         /// The other.
-        b: Shape,
+        b: Box<Shape>,
     },
 }
 
@@ -118,7 +118,7 @@ impl Shape {
                 _ if a == b => a,
                 (1, _) => b,
                 (_, 1) => a,
-                _ => return Err(ShapeError::Broadcast { a: *self, b: *other }),
+                _ => return Err(ShapeError::Broadcast { a: Box::new(*self), b: Box::new(*other) }),
             };
         }
         Self::new(&dims[..rank])

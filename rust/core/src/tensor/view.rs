@@ -56,7 +56,7 @@ pub enum TensorError {
         /// Element type.
         dtype: DType,
         /// Shape.
-        shape: Shape,
+        shape: Box<Shape>,
         /// Bytes wanted.
         wanted: usize,
         /// Bytes given.
@@ -107,7 +107,7 @@ impl Tensor {
         if bytes.len() != desc.byte_len() {
             return Err(TensorError::Length {
                 dtype: desc.dtype,
-                shape: desc.shape,
+                shape: Box::new(desc.shape),
                 wanted: desc.byte_len(),
                 got: bytes.len(),
             });
@@ -222,6 +222,7 @@ impl<'a> TensorView<'a> {
         let (desc, bytes) = (TensorDesc::new(T::DTYPE, shape), bytemuck::cast_slice(data));
         if bytes.len() != desc.byte_len() {
             let (dtype, wanted, got) = (desc.dtype, desc.byte_len(), bytes.len());
+            let shape = Box::new(shape);
             return Err(TensorError::Length { dtype, shape, wanted, got });
         }
         Ok(Self { desc, bytes })
