@@ -61,6 +61,9 @@ class Node:
     ----------
     attrs
         Attribute values: int, float, str, lists of these, numpy arrays (tensors), `Graph` (subgraphs).
+    result
+        Value that the node computed in the source, when a pass has let it take over a later node's output;
+        operators with weights are named after it, so that names do not depend on what was fused.
     """
 
     op_type: str
@@ -69,6 +72,7 @@ class Node:
     attrs: dict[str, Any] = field(default_factory=dict)
     name: str = ""
     domain: str = ""
+    result: str = ""
 
     def input(self, index: int) -> str:
         """Name of input `index`, empty when it is absent."""
