@@ -223,6 +223,16 @@ macro_rules! token {
                 allowed(Self::LEVEL).then_some(Self(()))
             }
 
+            /// The token, where a function compiled for these instructions already runs.
+            ///
+            /// # Safety
+            /// The CPU must have the features.
+            #[allow(dead_code, reason = "not every level has kernels that need it")]
+            #[inline(always)]
+            pub(crate) unsafe fn assume() -> Self {
+                Self(())
+            }
+
             $(
                 /// The weaker token that this one implies.
                 pub fn $method(self) -> $weaker {

@@ -3,6 +3,7 @@
 use std::sync::OnceLock;
 
 use crate::cpu::{self, IsaLevel, IsaOverrideError};
+use crate::gemm_f32::GemmF32;
 use crate::simd::VectorIsa;
 
 /// The kernel chosen for each family.
@@ -11,6 +12,8 @@ use crate::simd::VectorIsa;
 #[derive(Clone, Debug)]
 #[non_exhaustive]
 pub struct KernelSet {
+    /// Float matrix product; also used by convolution.
+    pub gemm_f32: GemmF32,
     /// Depthwise convolution of float activations.
     pub depthwise_f32: VectorIsa,
     /// Unary and binary element-wise functions.
@@ -59,6 +62,7 @@ impl KernelSet {
             .rfind(|isa| isa.level() <= cap)
             .unwrap_or(VectorIsa::Portable);
         Self {
+            gemm_f32: GemmF32::new(vector),
             depthwise_f32: vector,
             elementwise_f32: vector,
             pool_f32: vector,
@@ -74,6 +78,7 @@ impl KernelSet {
             kernel: format!("{family}_{}", isa.level()),
         };
         vec![
+            KernelChoice { family: "gemm_f32", kernel: self.gemm_f32.name().to_owned() },
             vector("depthwise_f32", self.depthwise_f32),
             vector("elementwise_f32", self.elementwise_f32),
             vector("pool_f32", self.pool_f32),
@@ -91,7 +96,8 @@ mod tests {
     fn the_set_is_listable_and_capped() {
         let baseline = KernelSet::at_most(IsaLevel::Baseline);
         for choice in baseline.list() {
-            assert_eq!(choice.kernel, format!("{}_baseline", choice.family));
+            assert!(choice.kernel.starts_with(choice.family), "{choice:?}");
+            assert!(choice.kernel.contains("baseline"), "{choice:?}");
         }
         assert!(!KernelSet::all_available().is_empty());
     }

@@ -2,11 +2,19 @@
 //!
 //! This crate knows slices and strides. It must not know graphs, files or tensor types.
 
+mod aligned;
 pub mod cpu;
 mod dispatch;
+pub mod elementwise;
+mod epilogue;
+mod error;
+pub mod gemm_f32;
 pub mod multiversion;
+pub mod parallel;
 pub mod simd;
 #[cfg(any(test, feature = "testing"))]
 pub mod testing;
 
 pub use dispatch::{KernelChoice, KernelSet};
+pub use epilogue::{Epilogue, Residual};
+pub use error::KernelError;
