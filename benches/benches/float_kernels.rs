@@ -40,7 +40,7 @@ impl SimdOp for Peak {
 
     #[inline(always)]
     fn run<S: Simd>(self, s: S) -> f32 {
-        let mut acc = [s.splat(0.0); 16];
+        let mut acc = [s.splat(0.0); 12];
         let (x, y) = (s.splat(0.999), s.splat(1e-3));
         for _ in 0..self.0 {
             for a in &mut acc {
@@ -77,7 +77,7 @@ fn peak(isa: VectorIsa) -> f64 {
     let seconds = best_time(|| {
         std::hint::black_box(isa.run(Peak(rounds)));
     });
-    (2 * 16 * rounds * isa.lanes()) as f64 / seconds / 1e9
+    (2 * 12 * rounds * isa.lanes()) as f64 / seconds / 1e9
 }
 
 struct Operands {

@@ -3,12 +3,14 @@
 //! This crate knows slices and strides. It must not know graphs, files or tensor types.
 
 mod aligned;
+pub mod conv_f32;
 pub mod cpu;
 mod dispatch;
 pub mod elementwise;
 mod epilogue;
 mod error;
 pub mod gemm_f32;
+pub mod geometry;
 pub mod multiversion;
 pub mod parallel;
 pub mod simd;

@@ -165,9 +165,7 @@ impl<R: RowSource> Job<'_, R> {
         let k_parts = k.div_ceil(K_BLOCK).max(1);
         for part in 0..k_parts {
             let k_range = even_part(k, k_parts, 16, part);
-            for (line, row) in scratch.chunks_exact_mut(A_STRIDE).zip(rows.clone()) {
-                self.rows.copy(row, k_range.start, &mut line[..k_range.len()]);
-            }
+            self.rows.pack(self.kernel.isa(), rows.clone(), k_range.clone(), scratch);
             let first = part == 0;
             let last = part + 1 == k_parts;
             for column in columns.clone().step_by(self.kernel.nr()) {

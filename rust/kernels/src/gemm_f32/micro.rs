@@ -1,6 +1,9 @@
 //! The microkernel: a tile of `MR` rows and `NV` vectors of columns, written once for every instruction set.
 
-#![allow(clippy::needless_range_loop, reason = "counted loops over register tiles are what the compiler unrolls")]
+#![allow(
+    clippy::needless_range_loop,
+    reason = "counted loops over register tiles are what the compiler unrolls"
+)]
 
 use crate::simd::Simd;
 

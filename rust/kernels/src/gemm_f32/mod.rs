@@ -5,7 +5,7 @@
 //! | step | where | what |
 //! | --- | --- | --- |
 //! | weights | [`PackedB`] | panels of `nr` columns, once, at load |
-//! | rows of A | `RowSource::copy` | a block of rows and [`K_BLOCK`](micro::K_BLOCK) columns is copied, row by row, into scratch; the row distance is a constant |
+//! | rows of A | `RowSource::pack` | a block of rows and [`K_BLOCK`](micro::K_BLOCK) columns is copied, row by row, into scratch; the row distance is a constant |
 //! | tile | `micro::tile` | `mr x nr` accumulators in registers, A broadcast, B streamed |
 //! | epilogue | `micro::finish`, or a pass over the finished tile | see [`Epilogue`] |
 //!
@@ -26,5 +26,5 @@ pub(crate) use driver::{Output, product};
 pub use driver::{gemm_f32, scratch_len};
 pub use kernels::GemmF32;
 pub use pack::PackedB;
-pub(crate) use pack::RowSource;
+pub(crate) use pack::{MatrixRows, RowSource, copy_run};
 pub use reference::gemm_f32_reference;

@@ -1,8 +1,12 @@
 //! Packing of weights (B) into panels, and of rows of A into tiles.
 
+use std::ops::Range;
+
 use super::kernels::GemmF32;
+use super::micro::A_STRIDE;
 use crate::aligned::AlignedVec;
 use crate::error::KernelError;
+use crate::simd::{Simd, SimdOp, VectorIsa};
 
 const FAMILY: &str = "gemm_f32";
 
@@ -124,8 +128,22 @@ impl PackedB {
 
 /// Rows of A, wherever they come from: a matrix, or the pixels of a convolution.
 pub(crate) trait RowSource: Sync {
-    /// Copies elements `k0 .. k0 + line.len()` of row `row`.
-    fn copy(&self, row: usize, k0: usize, line: &mut [f32]);
+    /// Copies the elements `k` of each row in `rows` to `tile`, one row every [`A_STRIDE`] elements.
+    fn pack(&self, isa: VectorIsa, rows: Range<usize>, k: Range<usize>, tile: &mut [f32]);
+}
+
+/// Copies a run of any length by vectors, without the call that a slice copy of unknown length makes.
+#[inline(always)]
+pub(crate) fn copy_run<S: Simd>(s: S, from: &[f32], to: &mut [f32]) {
+    assert_eq!(from.len(), to.len());
+    let mut start = 0;
+    while start + S::LANES <= from.len() {
+        s.store_slice(&mut to[start..], s.load_slice(&from[start..]));
+        start += S::LANES;
+    }
+    if start < from.len() {
+        s.store_tail(&mut to[start..], s.load_tail(&from[start..]));
+    }
 }
 
 /// A matrix in memory, element `(i, p)` at `data[i * row_stride + p]`.
@@ -134,10 +152,29 @@ pub(crate) struct MatrixRows<'a> {
     pub(crate) row_stride: usize,
 }
 
+struct PackMatrix<'a> {
+    data: &'a [f32],
+    row_stride: usize,
+    length: usize,
+    tile: &'a mut [f32],
+}
+
+impl SimdOp for PackMatrix<'_> {
+    type Output = ();
+
+    #[inline(always)]
+    fn run<S: Simd>(self, s: S) {
+        for (index, line) in self.tile.chunks_exact_mut(A_STRIDE).enumerate() {
+            let from = &self.data[index * self.row_stride..][..self.length];
+            copy_run(s, from, &mut line[..self.length]);
+        }
+    }
+}
+
 impl RowSource for MatrixRows<'_> {
-    #[inline]
-    fn copy(&self, row: usize, k0: usize, line: &mut [f32]) {
-        let start = row * self.row_stride + k0;
-        line.copy_from_slice(&self.data[start..start + line.len()]);
+    fn pack(&self, isa: VectorIsa, rows: Range<usize>, k: Range<usize>, tile: &mut [f32]) {
+        let data = &self.data[rows.start * self.row_stride + k.start..];
+        let tile = &mut tile[..rows.len() * A_STRIDE];
+        isa.run(PackMatrix { data, row_stride: self.row_stride, length: k.len(), tile });
     }
 }
