@@ -22,8 +22,6 @@ pub struct KernelSet {
     pub pool_f32: VectorIsa,
     /// Reductions, softmax and normalizations.
     pub reduce_f32: VectorIsa,
-    /// Conversions between f32 and half-width floats.
-    pub convert_f16: VectorIsa,
 }
 
 /// One line of [`KernelSet::list`].
@@ -67,7 +65,6 @@ impl KernelSet {
             elementwise_f32: vector,
             pool_f32: vector,
             reduce_f32: vector,
-            convert_f16: vector,
         }
     }
 
@@ -83,7 +80,6 @@ impl KernelSet {
             vector("elementwise_f32", self.elementwise_f32),
             vector("pool_f32", self.pool_f32),
             vector("reduce_f32", self.reduce_f32),
-            vector("convert_f16", self.convert_f16),
         ]
     }
 }

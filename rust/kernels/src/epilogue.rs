@@ -1,7 +1,8 @@
 //! What happens to the accumulators of a product before they are stored, as data.
 
-use crate::elementwise::Unary;
+use crate::elementwise::{Binary, Broadcast, Unary, binary_in_place, unary_in_place};
 use crate::error::KernelError;
+use crate::simd::VectorIsa;
 
 /// `out = then(activation(acc * scale + bias) + residual)`, per element, steps that are absent left out.
 ///
@@ -88,4 +89,27 @@ pub(crate) fn strided_len(
     }
     let before = (rows - 1).checked_mul(stride).and_then(|before| before.checked_add(columns));
     before.ok_or(KernelError::Value { kernel, what: "the matrix is larger than the address space" })
+}
+
+/// Whether the activations run over the finished tile rather than in registers.
+pub(crate) fn is_deferred(epilogue: &Epilogue<'_>) -> bool {
+    let then = epilogue.residual.map_or(Unary::Identity, |residual| residual.then);
+    epilogue.activation.as_clamp().is_none() || then.as_clamp().is_none()
+}
+
+/// The deferred steps (activation, residual, its activation), for a part of row `row` that starts at `column`.
+pub(crate) fn finish_row(
+    isa: VectorIsa,
+    epilogue: &Epilogue<'_>,
+    row: usize,
+    column: usize,
+    line: &mut [f32],
+) {
+    unary_in_place(isa, epilogue.activation, line);
+    if let Some(residual) = epilogue.residual {
+        let from = row * residual.row_stride + column;
+        let other = &residual.data[from..from + line.len()];
+        binary_in_place(isa, Binary::Add, line, other, Broadcast::Same, line.len());
+        unary_in_place(isa, residual.then, line);
+    }
 }

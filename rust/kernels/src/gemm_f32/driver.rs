@@ -5,8 +5,8 @@ use std::ops::Range;
 use super::kernels::GemmF32;
 use super::micro::{A_STRIDE, K_BLOCK, TileArgs, TileEpilogue};
 use super::pack::{MatrixRows, PackedB, RowSource};
-use crate::elementwise::{Binary, Broadcast, Unary, binary_in_place, unary_in_place};
-use crate::epilogue::{Epilogue, strided_len};
+use crate::elementwise::Unary;
+use crate::epilogue::{Epilogue, finish_row, is_deferred, strided_len};
 use crate::error::KernelError;
 use crate::parallel::{Executor, SharedOut, even_part, for_each_task};
 
@@ -216,17 +216,11 @@ impl<R: RowSource> Job<'_, R> {
                 for i in 0..tile_rows.len() {
                     // SAFETY: a row of the tile just written, which nobody else uses.
                     let line = unsafe { std::slice::from_raw_parts_mut(c.add(i * self.out_stride), width) };
-                    finish_row(self.kernel, self.epilogue, row + i, column, line);
+                    finish_row(self.kernel.isa(), self.epilogue, row + i, column, line);
                 }
             }
         }
     }
-}
-
-/// Whether the activations run over the finished tile rather than in registers.
-fn is_deferred(epilogue: &Epilogue<'_>) -> bool {
-    let then = epilogue.residual.map_or(Unary::Identity, |residual| residual.then);
-    epilogue.activation.as_clamp().is_none() || then.as_clamp().is_none()
 }
 
 /// The steps that run in registers, for the tile at `(row, column)`.
@@ -250,15 +244,4 @@ fn tile_epilogue(epilogue: &Epilogue<'_>, row: usize, column: usize) -> TileEpil
         }
     }
     steps
-}
-
-/// The deferred steps, for a part of row `row` that starts at `column`.
-fn finish_row(kernel: &GemmF32, epilogue: &Epilogue<'_>, row: usize, column: usize, line: &mut [f32]) {
-    unary_in_place(kernel.isa(), epilogue.activation, line);
-    if let Some(residual) = epilogue.residual {
-        let from = row * residual.row_stride + column;
-        let other = &residual.data[from..from + line.len()];
-        binary_in_place(kernel.isa(), Binary::Add, line, other, Broadcast::Same, line.len());
-        unary_in_place(kernel.isa(), residual.then, line);
-    }
 }
