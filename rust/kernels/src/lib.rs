@@ -24,6 +24,7 @@ pub mod softmax;
 pub mod testing;
 pub mod transpose;
 
+pub use aligned::AlignedVec;
 pub use dispatch::{KernelChoice, KernelSet};
 pub use epilogue::{Epilogue, Residual};
 pub use error::KernelError;
