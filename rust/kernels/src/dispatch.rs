@@ -1,0 +1,100 @@
+//! The table of chosen kernels: one field per kernel family, filled once.
+
+use std::sync::OnceLock;
+
+use crate::cpu::{self, IsaLevel, IsaOverrideError};
+use crate::gemm_f32::GemmF32;
+use crate::simd::VectorIsa;
+
+/// The kernel chosen for each family.
+///
+/// A family is added by a field here, its choice in [`KernelSet::choose`] and its line in [`KernelSet::list`].
+#[derive(Clone, Debug)]
+#[non_exhaustive]
+pub struct KernelSet {
+    /// Float matrix product; also used by convolution.
+    pub gemm_f32: GemmF32,
+    /// Depthwise convolution of float activations.
+    pub depthwise_f32: VectorIsa,
+    /// Unary and binary element-wise functions.
+    pub elementwise_f32: VectorIsa,
+    /// Max and average pooling.
+    pub pool_f32: VectorIsa,
+    /// Reductions, softmax and normalizations.
+    pub reduce_f32: VectorIsa,
+}
+
+/// One line of [`KernelSet::list`].
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct KernelChoice {
+    /// The kernel family, for example `gemm_f32`.
+    pub family: &'static str,
+    /// The chosen kernel, for example `gemm_f32_avx512_14x32`.
+    pub kernel: String,
+}
+
+impl KernelSet {
+    /// The best kernels that this CPU and `MNNQ_ISA` allow, chosen at the first call.
+    ///
+    /// # Errors
+    /// [`IsaOverrideError`] when `MNNQ_ISA` is set to something unknown.
+    pub fn get() -> Result<&'static Self, &'static IsaOverrideError> {
+        static CHOSEN: OnceLock<KernelSet> = OnceLock::new();
+        let level = cpu::cpu()?.level();
+        Ok(CHOSEN.get_or_init(|| Self::at_most(level)))
+    }
+
+    /// The best kernels among those of levels up to `cap`. It never goes beyond what the CPU and `MNNQ_ISA` allow.
+    pub fn at_most(cap: IsaLevel) -> Self {
+        Self::choose(cap)
+    }
+
+    /// One set per vector level that may run here, the lowest first. For tests.
+    pub fn all_available() -> Vec<Self> {
+        VectorIsa::all_available().into_iter().map(|isa| Self::at_most(isa.level())).collect()
+    }
+
+    fn choose(cap: IsaLevel) -> Self {
+        let vector = VectorIsa::all_available()
+            .into_iter()
+            .rfind(|isa| isa.level() <= cap)
+            .unwrap_or(VectorIsa::Portable);
+        Self {
+            gemm_f32: GemmF32::new(vector),
+            depthwise_f32: vector,
+            elementwise_f32: vector,
+            pool_f32: vector,
+            reduce_f32: vector,
+        }
+    }
+
+    /// The chosen kernel of every family, for `mnnq info`.
+    pub fn list(&self) -> Vec<KernelChoice> {
+        let vector = |family: &'static str, isa: VectorIsa| KernelChoice {
+            family,
+            kernel: format!("{family}_{}", isa.level()),
+        };
+        vec![
+            KernelChoice { family: "gemm_f32", kernel: self.gemm_f32.name().to_owned() },
+            vector("depthwise_f32", self.depthwise_f32),
+            vector("elementwise_f32", self.elementwise_f32),
+            vector("pool_f32", self.pool_f32),
+            vector("reduce_f32", self.reduce_f32),
+        ]
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_set_is_listable_and_capped() {
+        let baseline = KernelSet::at_most(IsaLevel::Baseline);
+        for choice in baseline.list() {
+            assert!(choice.kernel.starts_with(choice.family), "{choice:?}");
+            assert!(choice.kernel.contains("baseline"), "{choice:?}");
+        }
+        assert!(!KernelSet::all_available().is_empty());
+    }
+}

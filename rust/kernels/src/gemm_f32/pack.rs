@@ -1,0 +1,187 @@
+//! Packing of weights (B) into panels, and of rows of A into tiles.
+
+use std::ops::Range;
+
+use super::kernels::GemmF32;
+use super::micro::A_STRIDE;
+use crate::aligned::AlignedVec;
+use crate::error::KernelError;
+use crate::simd::{Simd, SimdOp, VectorIsa};
+
+const FAMILY: &str = "gemm_f32";
+
+/// A `[k, n]` matrix in the order its kernel reads it.
+///
+/// Panels of `nr` columns, each `[k][nr]`, the last one padded with zeros. Made once, when a model is loaded.
+#[derive(Clone, Debug)]
+pub struct PackedB {
+    data: AlignedVec,
+    k: usize,
+    n: usize,
+    nr: usize,
+    kernel: &'static str,
+}
+
+impl PackedB {
+    /// Packs `b[k, n]` with element `(p, j)` at `b[p * row_stride + j]`.
+    ///
+    /// # Errors
+    /// [`KernelError::Size`] if the slice is too short for the shape.
+    pub fn from_rows(
+        kernel: &GemmF32,
+        b: &[f32],
+        k: usize,
+        n: usize,
+        row_stride: usize,
+    ) -> Result<Self, KernelError> {
+        KernelError::check_least(FAMILY, "row stride of B", row_stride, n)?;
+        let needed = crate::epilogue::strided_len(FAMILY, k, n, row_stride)?;
+        KernelError::check_least(FAMILY, "length of B", b.len(), needed)?;
+        let mut packed = Self::zeros(kernel, k, n);
+        packed.for_each_panel(|first, columns, nr, panel| {
+            for (p, line) in panel.chunks_exact_mut(nr).enumerate() {
+                let from = p * row_stride + first;
+                line[..columns].copy_from_slice(&b[from..from + columns]);
+            }
+        });
+        Ok(packed)
+    }
+
+    /// Packs the transpose of `bt[n, k]` with element `(p, j)` at `bt[j * row_stride + p]`: weights as networks store
+    /// them, one row per output channel.
+    ///
+    /// # Errors
+    /// [`KernelError::Size`] if the slice is too short for the shape.
+    pub fn from_columns(
+        kernel: &GemmF32,
+        bt: &[f32],
+        k: usize,
+        n: usize,
+        row_stride: usize,
+    ) -> Result<Self, KernelError> {
+        KernelError::check_least(FAMILY, "row stride of B", row_stride, k)?;
+        let needed = crate::epilogue::strided_len(FAMILY, n, k, row_stride)?;
+        KernelError::check_least(FAMILY, "length of B", bt.len(), needed)?;
+        let mut packed = Self::zeros(kernel, k, n);
+        packed.for_each_panel(|first, columns, nr, panel| {
+            for j in 0..columns {
+                let column = &bt[(first + j) * row_stride..][..k];
+                for (p, &x) in column.iter().enumerate() {
+                    panel[p * nr + j] = x;
+                }
+            }
+        });
+        Ok(packed)
+    }
+
+    fn zeros(kernel: &GemmF32, k: usize, n: usize) -> Self {
+        let nr = kernel.nr();
+        Self { data: AlignedVec::zeros(n.div_ceil(nr) * nr * k), k, n, nr, kernel: kernel.name() }
+    }
+
+    fn for_each_panel(&mut self, fill: impl Fn(usize, usize, usize, &mut [f32])) {
+        let (k, n, nr) = (self.k, self.n, self.nr);
+        if k == 0 {
+            return;
+        }
+        for (index, panel) in self.data.as_mut_slice().chunks_exact_mut(k * nr).enumerate() {
+            let first = index * nr;
+            fill(first, nr.min(n - first), nr, panel);
+        }
+    }
+
+    /// Rows of B: the length of the sums.
+    pub fn k(&self) -> usize {
+        self.k
+    }
+
+    /// Columns of B and of the output.
+    pub fn n(&self) -> usize {
+        self.n
+    }
+
+    /// The kernel that can use this data.
+    pub fn kernel_name(&self) -> &'static str {
+        self.kernel
+    }
+
+    /// Memory held, in bytes.
+    pub fn bytes(&self) -> usize {
+        std::mem::size_of_val(self.data.as_slice())
+    }
+
+    /// `Ok` if `kernel` packed this.
+    pub(crate) fn check_kernel(&self, kernel: &GemmF32) -> Result<(), KernelError> {
+        if self.kernel == kernel.name() {
+            Ok(())
+        } else {
+            Err(KernelError::PackedForOther { packed_for: self.kernel, used_with: kernel.name() })
+        }
+    }
+
+    /// The panel that holds column `first` (a multiple of the panel width), from row `p` on.
+    pub(super) fn panel(&self, first: usize, p: usize) -> &[f32] {
+        let start = first * self.k + p * self.nr;
+        &self.data.as_slice()[start..first * self.k + self.k * self.nr]
+    }
+}
+
+/// Rows of A, wherever they come from: a matrix, or the pixels of a convolution.
+pub(crate) trait RowSource: Sync {
+    /// Copies the elements `k` of each row in `rows` to `tile`, one row every [`A_STRIDE`] elements.
+    fn pack(&self, isa: VectorIsa, rows: Range<usize>, k: Range<usize>, tile: &mut [f32]);
+}
+
+/// Copies a run of any length by vectors, without the call that a slice copy of unknown length makes.
+#[inline(always)]
+pub(crate) fn copy_run<S: Simd>(s: S, from: &[f32], to: &mut [f32]) {
+    assert_eq!(from.len(), to.len());
+    let len = from.len();
+    if len < S::LANES {
+        s.store_tail(to, s.load_tail(from));
+        return;
+    }
+    let mut start = 0;
+    while start + S::LANES <= len {
+        s.store_slice(&mut to[start..], s.load_slice(&from[start..]));
+        start += S::LANES;
+    }
+    if start < len {
+        // The last vector overlaps the one before.
+        let start = len - S::LANES;
+        s.store_slice(&mut to[start..], s.load_slice(&from[start..]));
+    }
+}
+
+/// A matrix in memory, element `(i, p)` at `data[i * row_stride + p]`.
+pub(crate) struct MatrixRows<'a> {
+    pub(crate) data: &'a [f32],
+    pub(crate) row_stride: usize,
+}
+
+struct PackMatrix<'a> {
+    data: &'a [f32],
+    row_stride: usize,
+    length: usize,
+    tile: &'a mut [f32],
+}
+
+impl SimdOp for PackMatrix<'_> {
+    type Output = ();
+
+    #[inline(always)]
+    fn run<S: Simd>(self, s: S) {
+        for (index, line) in self.tile.chunks_exact_mut(A_STRIDE).enumerate() {
+            let from = &self.data[index * self.row_stride..][..self.length];
+            copy_run(s, from, &mut line[..self.length]);
+        }
+    }
+}
+
+impl RowSource for MatrixRows<'_> {
+    fn pack(&self, isa: VectorIsa, rows: Range<usize>, k: Range<usize>, tile: &mut [f32]) {
+        let data = &self.data[rows.start * self.row_stride + k.start..];
+        let tile = &mut tile[..rows.len() * A_STRIDE];
+        isa.run(PackMatrix { data, row_stride: self.row_stride, length: k.len(), tile });
+    }
+}
