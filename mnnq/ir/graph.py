@@ -112,6 +112,8 @@ class Graph:
         Values known when converting.
     values
         Types and shapes of values as far as they are known.
+    metadata
+        Free text of the source by key.
     """
 
     name: str
@@ -121,6 +123,7 @@ class Graph:
     outputs: list[str] = field(default_factory=list)
     constants: dict[str, npt.NDArray[Any]] = field(default_factory=dict)
     values: dict[str, ValueInfo] = field(default_factory=dict)
+    metadata: dict[str, str] = field(default_factory=dict)
     _serial: int = 0
 
     def info(self, name: str) -> ValueInfo:

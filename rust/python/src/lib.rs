@@ -6,6 +6,7 @@ mod arrays;
 mod errors;
 mod format;
 mod quant;
+mod tables;
 
 use pyo3::prelude::*;
 
