@@ -27,7 +27,7 @@ check: build
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy
-	$(BIN)/python -m mypy.stubtest mnnq._native
+	$(BIN)/python -m mypy.stubtest --mypy-config-file pyproject.toml mnnq._native
 	$(BIN)/python tools/generate_schema.py --check
 
 format:

@@ -21,6 +21,8 @@ __all__ = [
     "read_model",
     "schema",
     "supported_operators",
+    "table_from_bytes",
+    "table_to_bytes",
     "validate",
     "write_model",
 ]
@@ -160,6 +162,31 @@ def model_to_bytes(model: dict[str, Any]) -> bytes:
     ------
     FormatError
         If a key is unknown, a value of the wrong type, or the model larger than 2 GiB.
+    """
+
+def table_to_bytes(kind: str, fields: dict[str, Any]) -> bytes:
+    """Serialize one table as a buffer of its own, as some byte fields hold them (`ExtraInfo.buffer` holds an `Extra`).
+
+    Parameters
+    ----------
+    kind
+        Name of the table in the schema.
+    fields
+        Its fields, as `read_model` returns tables.
+
+    Raises
+    ------
+    FormatError
+        If there is no such table, a key is unknown or a value of the wrong type.
+    """
+
+def table_from_bytes(kind: str, content: bytes) -> dict[str, Any]:
+    """Read a buffer whose root is a table of the given kind: the inverse of `table_to_bytes`.
+
+    Raises
+    ------
+    FormatError
+        If there is no such table, or the content breaks an invariant of the format.
     """
 
 def schema() -> Schema:

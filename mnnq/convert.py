@@ -14,6 +14,7 @@ from mnnq.errors import MnnqError, ModelError
 from mnnq.frontends.onnx.importer import load_graph
 from mnnq.frontends.onnx.lowering import lower
 from mnnq.ir.model import Model
+from mnnq.ir.signature import Signature
 from mnnq.passes.pipeline import optimize_graph, optimize_model
 
 
@@ -41,9 +42,11 @@ def convert_onnx(source: str | Path | onnx.ModelProto, options: ConvertOptions |
     options = options or ConvertOptions()
     try:
         graph = load_graph(source, input_shapes=options.input_shapes)
+        signature = Signature.of(graph)
         optimize_graph(graph)
         model = lower(graph)
         optimize_model(model)
+        model.signature = signature
     except (MnnqError, OSError, MemoryError):
         raise
     except Exception as error:

@@ -6,12 +6,15 @@
 use std::time::{Duration, Instant};
 
 use criterion::{BenchmarkId, Criterion, Throughput};
-use mnnq_kernels::Epilogue;
-use mnnq_kernels::elementwise::Unary;
+use mnnq_kernels::conv_f32::{PackedConv, conv_f32, conv_scratch_len};
+use mnnq_kernels::depthwise_f32::{PackedDepthwise, depthwise_f32};
+use mnnq_kernels::elementwise::{Unary, unary};
 use mnnq_kernels::gemm_f32::{GemmF32, PackedB, gemm_f32, scratch_len};
+use mnnq_kernels::geometry::{Sliding, Window};
 use mnnq_kernels::parallel::Serial;
 use mnnq_kernels::simd::{Simd, SimdOp, VectorIsa};
 use mnnq_kernels::testing::Rng;
+use mnnq_kernels::{AlignedVec, Epilogue};
 
 /// `(m, n, k, where it occurs)`.
 const GEMM_SHAPES: &[(usize, usize, usize, &str)] = &[
@@ -31,6 +34,31 @@ const GEMM_SHAPES: &[(usize, usize, usize, &str)] = &[
     (1, 1000, 512, "resnet18 classifier"),
     (1, 1000, 1280, "mobilenetv2 classifier"),
     (4, 1000, 512, "small batch"),
+];
+
+/// `(size, channels, output channels, kernel, stride, where it occurs)`, square images and windows.
+const CONV_SHAPES: &[(usize, usize, usize, usize, usize, &str)] = &[
+    (224, 3, 64, 7, 2, "resnet18 stem"),
+    (224, 3, 32, 3, 2, "mobilenetv2 stem"),
+    (56, 64, 64, 3, 1, "resnet18 layer1"),
+    (28, 128, 128, 3, 1, "resnet18 layer2"),
+    (14, 256, 256, 3, 1, "resnet18 layer3"),
+    (7, 512, 512, 3, 1, "resnet18 layer4"),
+    (56, 64, 128, 3, 2, "resnet18 layer2 down"),
+    (112, 32, 16, 1, 1, "mobilenetv2 project"),
+    (56, 144, 24, 1, 1, "mobilenetv2 project"),
+    (14, 96, 576, 1, 1, "mobilenetv2 expand"),
+];
+
+/// `(size, channels, kernel, stride, where it occurs)`.
+const DEPTHWISE_SHAPES: &[(usize, usize, usize, usize, &str)] = &[
+    (112, 32, 3, 1, "mobilenetv2"),
+    (112, 96, 3, 2, "mobilenetv2"),
+    (56, 144, 3, 1, "mobilenetv2"),
+    (14, 576, 3, 1, "mobilenetv2"),
+    (7, 960, 3, 1, "mobilenetv2"),
+    (28, 120, 5, 1, "mobilenetv3"),
+    (56, 96, 7, 1, "convnext"),
 ];
 
 struct Peak(usize);
@@ -81,19 +109,24 @@ fn peak(isa: VectorIsa) -> f64 {
 }
 
 struct Operands {
-    a: Vec<f32>,
-    b: Vec<f32>,
-    bias: Vec<f32>,
-    out: Vec<f32>,
+    a: AlignedVec,
+    b: AlignedVec,
+    bias: AlignedVec,
+    out: AlignedVec,
+}
+
+/// Aligned random data, as a runtime keeps its tensors.
+fn floats(rng: &mut Rng, count: usize) -> AlignedVec {
+    AlignedVec::from(&rng.floats(count, -1.0, 1.0)[..])
 }
 
 fn operands(m: usize, n: usize, k: usize) -> Operands {
     let mut rng = Rng::new(1);
     Operands {
-        a: rng.floats(m * k, -1.0, 1.0),
-        b: rng.floats(k * n, -1.0, 1.0),
-        bias: rng.floats(n, -1.0, 1.0),
-        out: vec![0.0; m * n],
+        a: floats(&mut rng, m * k),
+        b: floats(&mut rng, k * n),
+        bias: floats(&mut rng, n),
+        out: AlignedVec::zeros(m * n),
     }
 }
 
@@ -133,32 +166,115 @@ fn table() {
     for &(m, n, k, what) in GEMM_SHAPES {
         let mut data = operands(m, n, k);
         let work = (2 * m * n * k) as f64 / 1e9;
-        let mut scratch = vec![0.0; scratch_len()];
+        let mut scratch = AlignedVec::zeros(scratch_len());
         print!("{m:6} x {n:5} x {k:5} {what:24}");
         for kernel in GemmF32::all_available() {
             let b = PackedB::from_rows(&kernel, &data.b, k, n, n).expect("shapes fit");
             let epilogue = Epilogue::new(Some(&data.bias), Unary::Relu);
             let out = &mut data.out;
             let seconds = best_time(|| {
-                gemm_f32(&kernel, m, &data.a, k, &b, &epilogue, out, n, &mut scratch, &Serial).expect("shapes fit");
+                gemm_f32(&kernel, m, &data.a, k, &b, &epilogue, out, n, &mut scratch, &Serial)
+                    .expect("shapes fit");
             });
             let rate = work / seconds;
             print!("  {} {rate:6.1} ({:4.1} %)", kernel.isa().level(), 100.0 * rate / peak(kernel.isa()));
         }
         println!("  gemm crate {:6.1}", work / best_time(|| peer_gemm((m, n, k), &mut data)));
     }
+    conv_table();
+    depthwise_table();
+    unary_table();
+}
+
+#[allow(clippy::print_stdout, reason = "the table is the output of this program")]
+fn conv_table() {
+    let mut rng = Rng::new(2);
+    let mut scratch = AlignedVec::zeros(conv_scratch_len());
+    for &(size, channels, oc, kernel_size, stride, what) in CONV_SHAPES {
+        let window = Window::new(kernel_size, stride, kernel_size / 2);
+        let g = Sliding::new([1, size, size, channels], window, window).expect("valid window");
+        let input = floats(&mut rng, size * size * channels);
+        let weights = floats(&mut rng, oc * channels * g.taps());
+        let bias = floats(&mut rng, oc);
+        let mut out = AlignedVec::zeros(g.out_pixels() * oc);
+        let work = (2 * g.out_pixels() * oc * channels * g.taps()) as f64 / 1e9;
+        print!("conv {size:4} {channels:4} -> {oc:4} {kernel_size}x{kernel_size}/{stride} {what:24}");
+        for kernel in GemmF32::all_available() {
+            let packed = PackedConv::new(&kernel, &weights, [oc, channels, g.taps()], 1).expect("shapes fit");
+            let epilogue = Epilogue::new(Some(&bias), Unary::Relu);
+            let seconds = best_time(|| {
+                conv_f32(&kernel, &g, &input, &packed, &epilogue, &mut out, &mut scratch, &Serial)
+                    .expect("shapes fit");
+            });
+            let rate = work / seconds;
+            print!("  {} {rate:6.1} ({:4.1} %)", kernel.isa().level(), 100.0 * rate / peak(kernel.isa()));
+        }
+        println!();
+    }
+}
+
+#[allow(clippy::print_stdout, reason = "the table is the output of this program")]
+fn depthwise_table() {
+    let mut rng = Rng::new(3);
+    for &(size, channels, kernel_size, stride, what) in DEPTHWISE_SHAPES {
+        let window = Window::new(kernel_size, stride, kernel_size / 2);
+        let g = Sliding::new([1, size, size, channels], window, window).expect("valid window");
+        let input = floats(&mut rng, size * size * channels);
+        let weights = floats(&mut rng, channels * g.taps());
+        let bias = floats(&mut rng, channels);
+        let mut out = AlignedVec::zeros(g.out_pixels() * channels);
+        let work = (2 * g.out_pixels() * channels * g.taps()) as f64 / 1e9;
+        print!("depthwise {size:4} x {channels:4} {kernel_size}x{kernel_size}/{stride} {what:16}");
+        let packed = PackedDepthwise::new(&weights, channels, g.taps()).expect("shapes fit");
+        for isa in VectorIsa::all_available() {
+            let epilogue = Epilogue::new(Some(&bias), Unary::Relu);
+            let seconds = best_time(|| {
+                depthwise_f32(isa, &g, &input, &packed, &epilogue, &mut out, &Serial).expect("shapes fit");
+            });
+            let rate = work / seconds;
+            print!("  {} {rate:6.1} ({:4.1} %)", isa.level(), 100.0 * rate / peak(isa));
+        }
+        println!();
+    }
+}
+
+#[allow(clippy::print_stdout, reason = "the table is the output of this program")]
+fn unary_table() {
+    let x = Rng::new(4).floats(8192, -4.0, 4.0);
+    let mut out = vec![0.0; x.len()];
+    let functions = [
+        Unary::Relu,
+        Unary::Exp,
+        Unary::Log,
+        Unary::Sigmoid,
+        Unary::Silu,
+        Unary::Tanh,
+        Unary::Gelu,
+        Unary::GeluMnn,
+    ];
+    for f in functions {
+        print!("{:12}", format!("{f:?}"));
+        for isa in VectorIsa::all_available() {
+            let seconds = best_time(|| unary(isa, f, &x, &mut out));
+            print!("  {} {:5.2} ns/element", isa.level(), seconds * 1e9 / x.len() as f64);
+        }
+        println!();
+    }
 }
 
 fn gemm_group(criterion: &mut Criterion) {
     let mut group = criterion.benchmark_group("gemm_f32");
-    group.warm_up_time(Duration::from_millis(200)).measurement_time(Duration::from_millis(500)).sample_size(20);
+    group
+        .warm_up_time(Duration::from_millis(200))
+        .measurement_time(Duration::from_millis(500))
+        .sample_size(20);
     let Some(kernel) = GemmF32::all_available().pop() else { return };
     for &(m, n, k, what) in GEMM_SHAPES {
         let mut data = operands(m, n, k);
         group.throughput(Throughput::Elements((m * n * k) as u64));
         let id = format!("{m}x{n}x{k} {what}");
         let b = PackedB::from_rows(&kernel, &data.b, k, n, n).expect("shapes fit");
-        let mut scratch = vec![0.0; scratch_len()];
+        let mut scratch = AlignedVec::zeros(scratch_len());
         group.bench_function(BenchmarkId::new(kernel.name(), &id), |bencher| {
             let epilogue = Epilogue::new(Some(&data.bias), Unary::Relu);
             bencher.iter(|| {

@@ -61,6 +61,9 @@ class Node:
     ----------
     attrs
         Attribute values: int, float, str, lists of these, numpy arrays (tensors), `Graph` (subgraphs).
+    result
+        Value that the node computed in the source, when a pass has let it take over a later node's output;
+        operators with weights are named after it, so that names do not depend on what was fused.
     """
 
     op_type: str
@@ -69,6 +72,7 @@ class Node:
     attrs: dict[str, Any] = field(default_factory=dict)
     name: str = ""
     domain: str = ""
+    result: str = ""
 
     def input(self, index: int) -> str:
         """Name of input `index`, empty when it is absent."""
@@ -108,6 +112,8 @@ class Graph:
         Values known when converting.
     values
         Types and shapes of values as far as they are known.
+    metadata
+        Free text of the source by key.
     """
 
     name: str
@@ -117,6 +123,7 @@ class Graph:
     outputs: list[str] = field(default_factory=list)
     constants: dict[str, npt.NDArray[Any]] = field(default_factory=dict)
     values: dict[str, ValueInfo] = field(default_factory=dict)
+    metadata: dict[str, str] = field(default_factory=dict)
     _serial: int = 0
 
     def info(self, name: str) -> ValueInfo:

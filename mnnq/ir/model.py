@@ -13,6 +13,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from mnnq.ir.signature import Signature
+
 #: Operators that carry `Convolution2D` weights.
 WEIGHT_OPS = frozenset({"Convolution", "ConvolutionDepthwise", "Deconvolution", "DeconvolutionDepthwise"})
 
@@ -78,6 +80,8 @@ class Model:
         indices, so the order is kept when writing; new tensors follow.
     net
         The remaining fields of the root table (``sourceType``, ``bizCode``, ``mnn_uuid``, ``extraInfo`` ...).
+    signature
+        Inputs and outputs as the source has them; None for files of other tools.
     source
         File the model was read from, for messages.
     """
@@ -88,6 +92,7 @@ class Model:
     tensor_quant: dict[str, dict[str, Any]] = field(default_factory=dict)
     tensor_order: list[str] = field(default_factory=list)
     net: dict[str, Any] = field(default_factory=dict)
+    signature: Signature | None = None
     source: Path | None = None
 
     @property

@@ -43,6 +43,7 @@ def fuse_conv_bn(graph: Graph) -> int:
         if single_use(graph, uses, conv.outputs[0]) is None:
             continue
         _apply(graph, conv, affine)
+        conv.result = conv.result or conv.outputs[0]
         conv.outputs = [node.outputs[0]]
         producers[node.outputs[0]] = conv
         dead.append(node)

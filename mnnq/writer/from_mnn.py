@@ -9,6 +9,7 @@ from typing import Any
 from mnnq import _native
 from mnnq.errors import FormatError
 from mnnq.ir.model import Model, Op, SubGraph
+from mnnq.ir.signature import Signature
 
 _GRAPH_FIELDS = frozenset({"oplists", "tensorName", "outputName", "subgraphs", "tensorNumber"})
 
@@ -63,8 +64,20 @@ def from_net(fields: dict[str, Any], path: Path | None = None) -> Model:
         tensor_quant=quant,
         tensor_order=names,
         net=net,
+        signature=_signature(net),
         source=path,
     )
+
+
+def _signature(net: dict[str, Any]) -> Signature | None:
+    """The signature that mnnq wrote; other tools keep other things in the buffer, or nothing."""
+    content = net.get("extraInfo", {}).get("buffer")
+    if content is None:
+        return None
+    try:
+        return Signature.from_extra(_native.table_from_bytes("Extra", content.tobytes()))
+    except FormatError:
+        return None
 
 
 def _op(fields: dict[str, Any], names: Sequence[str]) -> Op:

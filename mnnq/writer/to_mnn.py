@@ -54,6 +54,9 @@ def to_net(model: Model) -> dict[str, Any]:
         "outputName": list(model.outputs),
     }
     net.setdefault("mnn_uuid", _uuid(net))
+    if model.signature is not None:
+        content = _native.table_to_bytes("Extra", model.signature.to_extra())
+        net["extraInfo"] = {**net["extraInfo"], "buffer": np.frombuffer(content, np.int8)}
     if model.subgraphs:
         net["subgraphs"] = [_subgraph(sub) for sub in model.subgraphs.values()]
     if model.tensor_quant:

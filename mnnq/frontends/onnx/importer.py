@@ -60,6 +60,7 @@ def load_graph(
             proto = onnx.inliner.inline_local_functions(proto)
         opset = _default_opset(proto, origin)
         graph = _graph(proto.graph, opset, base, big)
+        graph.metadata = {entry.key: entry.value for entry in proto.metadata_props}
     except (onnx.checker.ValidationError, ValueError, TypeError, KeyError) as error:
         msg = f"not a valid ONNX model: {error}"
         raise ModelError(msg, file=origin) from error

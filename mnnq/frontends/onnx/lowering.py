@@ -16,10 +16,13 @@ import numpy.typing as npt
 from mnnq.errors import UnsupportedError
 from mnnq.frontends.onnx import registry
 from mnnq.ir.graph import Dim, Graph, Node, ValueInfo
-from mnnq.ir.model import Model, Op, SubGraph
+from mnnq.ir.model import WEIGHT_OPS, Model, Op, SubGraph
 
 #: What integer constants beyond 32 bits become (MNN clamps 64-bit values so).
 INT_LIMIT = 1 << 30
+
+#: Suffix of the tensor that a convolution inside a chain of operators makes; no part of the operator's name.
+INNER = "__conv"
 
 
 class Unsupported(Exception):
@@ -411,11 +414,21 @@ def lower_nodes(builder: Lowering, nodes: Sequence[Node]) -> list[str]:
         if function is None:
             problems.append(f"{kind} (node {node.label!r}): operator not supported")
             continue
+        start = len(builder.ops)
         try:
             function(builder, node)
         except Unsupported as reason:
             problems.append(f"{kind} (node {node.label!r}): {reason}")
+        _name_after_source(builder.ops[start:], node)
     return problems
+
+
+def _name_after_source(ops: Sequence[Op], node: Node) -> None:
+    """Name operators with weights after the value of their source node: tools select layers by this name."""
+    out = node.outputs[0]
+    for op in ops:
+        if out and op.type in WEIGHT_OPS and op.name.startswith(out):
+            op.name = (node.result or out) + op.name.removeprefix(out).removeprefix(INNER)
 
 
 def _add_input(builder: Lowering, name: str) -> None:

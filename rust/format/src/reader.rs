@@ -50,19 +50,29 @@ pub fn read(bytes: impl Into<Bytes>, limits: &ReadLimits) -> Result<Model> {
 /// # Errors
 /// [`FormatError::Invalid`] with the first broken invariant and the path of its field.
 pub fn read_unvalidated(bytes: impl Into<Bytes>, limits: &ReadLimits) -> Result<Model> {
-    let bytes = bytes.into();
+    let (net, skipped) = read_root(&bytes.into(), ROOT, limits)?;
+    Model::with_skipped(net, skipped)
+}
+
+/// Reads a buffer whose root is a table of kind `kind`: some fields hold such buffers (`ExtraInfo.buffer`).
+///
+/// # Errors
+/// Those of [`read_unvalidated`].
+pub fn read_table(bytes: impl Into<Bytes>, kind: TableKind, limits: &ReadLimits) -> Result<Table> {
+    Ok(read_root(&bytes.into(), kind, limits)?.0)
+}
+
+fn read_root(bytes: &Bytes, kind: TableKind, limits: &ReadLimits) -> Result<(Table, Vec<SkippedField>)> {
     let len = to_u64(bytes.len());
     if len > limits.max_file_size {
         return Err(FormatError::at("", Problem::FileTooLarge { len, limit: limits.max_file_size }));
     }
     let budget = bytes.len().saturating_mul(limits.max_visits).saturating_add(1 << 16);
-    let mut reader =
-        Reader { bytes: &bytes, limits, budget, total_budget: budget, tables: 0, skipped: Vec::new() };
+    let mut reader = Reader { bytes, limits, budget, total_budget: budget, tables: 0, skipped: Vec::new() };
     let path = Path { parent: None, part: Part::Root };
     let root = reader.offset("root offset", 0, &path)?;
-    let net = reader.table(ROOT, root, 0, &path)?;
-    let skipped = reader.skipped;
-    Model::with_skipped(net, skipped)
+    let table = reader.table(kind, root, 0, &path)?;
+    Ok((table, reader.skipped))
 }
 
 /// Where the reader is, as a list on the stack: only errors render it.

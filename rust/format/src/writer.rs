@@ -43,7 +43,15 @@ pub struct WriteOptions {
 /// # Errors
 /// [`Problem::WrongType`] for a value that its field cannot hold, [`Problem::TooLargeToWrite`] above 2 GiB.
 pub fn to_bytes(model: &Model) -> Result<Vec<u8>> {
-    let layout = Layout::new(model.net())?;
+    table_to_bytes(model.net())
+}
+
+/// The bytes of a buffer whose root is `table`, of any kind: some fields hold such buffers (`ExtraInfo.buffer`).
+///
+/// # Errors
+/// Those of [`to_bytes`].
+pub fn table_to_bytes(table: &Table) -> Result<Vec<u8>> {
+    let layout = Layout::new(table)?;
     let mut out = Vec::with_capacity(usize::try_from(layout.position).unwrap_or(0));
     layout.emit(|bytes| {
         out.extend_from_slice(bytes);

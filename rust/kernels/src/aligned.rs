@@ -1,28 +1,73 @@
 //! A vector of `f32` that starts at a cache line.
 
+use std::ops::{Deref, DerefMut};
+
 #[repr(C, align(64))]
 #[derive(Clone, Copy, Debug)]
 struct Line([f32; 16]);
 
-/// Zero-initialised `f32` storage, aligned to 64 bytes so that no vector load straddles two cache lines.
-#[derive(Clone, Debug)]
-pub(crate) struct AlignedVec {
+/// `f32` storage aligned to 64 bytes, so that no load of a whole vector straddles two cache lines.
+///
+/// Weights are packed into it. Activations and scratch need no alignment, but kernels that load whole vectors from
+/// them (depthwise convolution, pooling, products with few columns) run up to twice as fast if their storage has it.
+#[derive(Clone, Debug, Default)]
+pub struct AlignedVec {
     lines: Vec<Line>,
     len: usize,
 }
 
 impl AlignedVec {
-    pub(crate) fn zeros(len: usize) -> Self {
+    /// `len` zeros.
+    pub fn zeros(len: usize) -> Self {
         Self { lines: vec![Line([0.0; 16]); len.div_ceil(16)], len }
     }
 
-    pub(crate) fn as_slice(&self) -> &[f32] {
+    /// The values.
+    pub fn as_slice(&self) -> &[f32] {
         // SAFETY: a `Line` is 16 floats without padding, and `len` is at most 16 per line.
         unsafe { std::slice::from_raw_parts(self.lines.as_ptr().cast(), self.len) }
     }
 
-    pub(crate) fn as_mut_slice(&mut self) -> &mut [f32] {
+    /// The values, to be written.
+    pub fn as_mut_slice(&mut self) -> &mut [f32] {
         // SAFETY: as in `as_slice`; the borrow of `self` is unique.
         unsafe { std::slice::from_raw_parts_mut(self.lines.as_mut_ptr().cast(), self.len) }
+    }
+}
+
+impl From<&[f32]> for AlignedVec {
+    fn from(values: &[f32]) -> Self {
+        let mut aligned = Self::zeros(values.len());
+        aligned.as_mut_slice().copy_from_slice(values);
+        aligned
+    }
+}
+
+impl Deref for AlignedVec {
+    type Target = [f32];
+
+    fn deref(&self) -> &[f32] {
+        self.as_slice()
+    }
+}
+
+impl DerefMut for AlignedVec {
+    fn deref_mut(&mut self) -> &mut [f32] {
+        self.as_mut_slice()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn storage_starts_at_a_cache_line_and_has_the_length() {
+        for len in [0, 1, 15, 16, 17, 100] {
+            let values: Vec<f32> = (0..len as u16).map(f32::from).collect();
+            let aligned = AlignedVec::from(&values[..]);
+            assert_eq!(aligned.as_ptr().align_offset(64), 0);
+            assert_eq!(&aligned[..], &values[..]);
+        }
     }
 }

@@ -244,14 +244,18 @@ fn copy_clipped<S: Simd>(s: S, windows: &Windows<'_>, row: usize, x: isize, skip
     let until = (g.width as isize - x).max(0) * channels - skip as isize;
     let begin = before.clamp(0, line.len() as isize).unsigned_abs();
     let end = until.clamp(begin as isize, line.len() as isize).unsigned_abs();
-    line[..begin].fill(0.0);
+    if begin > 0 {
+        line[..begin].fill(0.0);
+    }
     if begin < end {
         let pixel = (row as isize + x) * g.channels as isize;
         let start = pixel + (windows.first_channel + skip + begin) as isize;
         let from = &windows.input[start.unsigned_abs()..][..end - begin];
         copy_run(s, from, &mut line[begin..end]);
     }
-    line[end..].fill(0.0);
+    if end < line.len() {
+        line[end..].fill(0.0);
+    }
 }
 
 #[cfg(test)]

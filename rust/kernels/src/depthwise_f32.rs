@@ -84,10 +84,12 @@ pub fn depthwise_f32(
                 row: index * rows + offset,
                 out,
             };
-            match (g.vertical.kernel, g.horizontal.kernel, g.horizontal.dilation) {
-                (3, 3, 1) => isa.run(Fixed::<3>(line)),
-                (5, 5, 1) => isa.run(Fixed::<5>(line)),
-                _ => isa.run(Fixed::<0>(line)),
+            match (g.horizontal.kernel, g.horizontal.stride, g.horizontal.dilation) {
+                (3, 1, 1) => isa.run(Fixed::<3, 1>(line)),
+                (3, 2, 1) => isa.run(Fixed::<3, 2>(line)),
+                (5, 1, 1) => isa.run(Fixed::<5, 1>(line)),
+                (5, 2, 1) => isa.run(Fixed::<5, 2>(line)),
+                _ => isa.run(Fixed::<0, 0>(line)),
             }
         }
     });
@@ -106,10 +108,10 @@ struct Line<'a> {
     out: &'a mut [f32],
 }
 
-/// A row for windows `K` wide without dilation; `K = 0` for any window.
-struct Fixed<'a, const K: usize>(Line<'a>);
+/// A row for windows `K` wide at distance `STRIDE` without dilation; both 0 for any window.
+struct Fixed<'a, const K: usize, const STRIDE: usize>(Line<'a>);
 
-impl<const K: usize> SimdOp for Fixed<'_, K> {
+impl<const K: usize, const STRIDE: usize> SimdOp for Fixed<'_, K, STRIDE> {
     type Output = ();
 
     #[inline(always)]
@@ -119,25 +121,82 @@ impl<const K: usize> SimdOp for Fixed<'_, K> {
         let interior = g.horizontal.interior(g.width, g.out_width);
         let (begin, end) = (interior.start, interior.end);
         for x in (0..begin).chain(end..g.out_width) {
-            line.pixels::<S, 1, 0>(s, x, g.horizontal.valid_taps(x, g.width));
+            line.pixels::<S, 1, 0, 0>(s, x, g.horizontal.valid_taps(x, g.width));
         }
         let all = 0..g.horizontal.kernel;
         let mut x = begin;
         while x + 8 <= end {
-            line.pixels::<S, 8, K>(s, x, all.clone());
+            line.pixels::<S, 8, K, STRIDE>(s, x, all.clone());
             x += 8;
         }
         if x + 4 <= end {
-            line.pixels::<S, 4, K>(s, x, all.clone());
+            line.pixels::<S, 4, K, STRIDE>(s, x, all.clone());
             x += 4;
         }
         if x + 2 <= end {
-            line.pixels::<S, 2, K>(s, x, all.clone());
+            line.pixels::<S, 2, K, STRIDE>(s, x, all.clone());
             x += 2;
         }
         if x < end {
-            line.pixels::<S, 1, K>(s, x, all);
+            line.pixels::<S, 1, K, STRIDE>(s, x, all);
         }
+    }
+}
+
+/// The part of a window that lies inside the image, for the first of some neighbouring pixels.
+struct Taps {
+    pixels: *const f32,
+    weights: *const f32,
+    rows: usize,
+    columns: usize,
+    row_step: usize,
+    column_step: usize,
+    /// Distance between the windows of neighbouring output pixels.
+    pixel_step: usize,
+    weight_row_step: usize,
+    channels: usize,
+}
+
+impl Taps {
+    /// The sums of `count` channels from `channel` on, for `T` pixels; `FULL` if `count` is a whole vector.
+    ///
+    /// # Safety
+    /// All taps of all `T` windows must be readable at these channels, and their weights.
+    #[inline(always)]
+    #[allow(
+        clippy::needless_range_loop,
+        reason = "counted loops over register tiles are what the compiler unrolls"
+    )]
+    unsafe fn sum<S: Simd, const T: usize, const K: usize, const STRIDE: usize, const FULL: bool>(
+        &self,
+        s: S,
+        channel: usize,
+        count: usize,
+    ) -> [S::F; T] {
+        let mut acc = [s.splat(0.0); T];
+        let columns = if K == 0 { self.columns } else { K };
+        for row in 0..self.rows {
+            for column in 0..columns {
+                // SAFETY: the caller vouches for every tap.
+                unsafe {
+                    let w = self.weights.add(row * self.weight_row_step + column * self.channels + channel);
+                    let pixel = self.pixels.add(row * self.row_step + channel);
+                    let w = if FULL { s.load(w) } else { s.load_partial(w, count) };
+                    for t in 0..T {
+                        // With constants, equal offsets of neighbouring windows are loaded once.
+                        let offset = if K == 0 {
+                            t * self.pixel_step + column * self.column_step
+                        } else {
+                            (t * STRIDE + column) * self.channels
+                        };
+                        let from = pixel.add(offset);
+                        let value = if FULL { s.load(from) } else { s.load_partial(from, count) };
+                        acc[t] = s.fma(value, w, acc[t]);
+                    }
+                }
+            }
+        }
+        acc
     }
 }
 
@@ -145,7 +204,12 @@ impl Line<'_> {
     /// Computes `T` neighbouring output pixels from `x` on, over the taps `taps_x` of each (all of them inside the
     /// image).
     #[inline(always)]
-    fn pixels<S: Simd, const T: usize, const K: usize>(&mut self, s: S, x: usize, taps_x: Range<usize>) {
+    fn pixels<S: Simd, const T: usize, const K: usize, const STRIDE: usize>(
+        &mut self,
+        s: S,
+        x: usize,
+        taps_x: Range<usize>,
+    ) {
         let g = self.g;
         let channels = g.channels;
         let (image, y) = (self.row / g.out_height, self.row % g.out_height);
@@ -165,42 +229,40 @@ impl Line<'_> {
             assert!(start + (last_y + last_x + 1) * channels <= self.input.len());
         }
         assert!(self.weights.len() >= g.taps() * channels && self.out.len() >= (x + T) * channels);
-        let step_x = g.horizontal.stride * channels;
-        for channel in (0..channels).step_by(S::LANES) {
-            let count = S::LANES.min(channels - channel);
-            let full = count == S::LANES;
-            let mut acc = [s.splat(0.0); T];
-            for tap_y in taps_y.clone() {
-                let down = (tap_y - taps_y.start) * g.vertical.dilation * g.width * channels;
-                for tap_x in taps_x.clone() {
-                    let right = (tap_x - taps_x.start) * dilation_x * channels;
-                    let tap = tap_y * g.horizontal.kernel + tap_x;
-                    // SAFETY: `tap < taps` and `channel + count <= channels`, so weights are read inside the length
-                    // asserted above; the pixel is at most the last one asserted above.
-                    unsafe {
-                        let w = self.weights.as_ptr().add(tap * channels + channel);
-                        let pixel = self.input.as_ptr().add(start + down + right + channel);
-                        if full {
-                            let w = s.load(w);
-                            for (t, acc) in acc.iter_mut().enumerate() {
-                                *acc = s.fma(s.load(pixel.add(t * step_x)), w, *acc);
-                            }
-                        } else {
-                            let w = s.load_partial(w, count);
-                            for (t, acc) in acc.iter_mut().enumerate() {
-                                *acc = s.fma(s.load_partial(pixel.add(t * step_x), count), w, *acc);
-                            }
-                        }
-                    }
-                }
-            }
-            self.store(s, x, channel, count, acc);
+        // An empty window reads nothing; its pointers only have to exist.
+        let (taps_y, taps_x) = if empty { (0..0, 0..0) } else { (taps_y, taps_x) };
+        let window = Taps {
+            pixels: self.input[start..].as_ptr(),
+            weights: self.weights[(taps_y.start * g.horizontal.kernel + taps_x.start) * channels..].as_ptr(),
+            rows: taps_y.len(),
+            columns: taps_x.len(),
+            row_step: g.vertical.dilation * g.width * channels,
+            column_step: dilation_x * channels,
+            pixel_step: g.horizontal.stride * channels,
+            weight_row_step: g.horizontal.kernel * channels,
+            channels,
+        };
+        let whole = channels - channels % S::LANES;
+        for channel in (0..whole).step_by(S::LANES) {
+            // SAFETY: with `channel + LANES <= channels`, weights are read inside the length asserted above, and the
+            // last pixel is at most the one asserted above.
+            let acc = unsafe { window.sum::<S, T, K, STRIDE, true>(s, channel, S::LANES) };
+            self.store(s, x, channel, S::LANES, acc);
+        }
+        if whole < channels {
+            // SAFETY: as above, for the channels that are left.
+            let acc = unsafe { window.sum::<S, T, K, STRIDE, false>(s, whole, channels - whole) };
+            self.store(s, x, whole, channels - whole, acc);
         }
         self.finish(x, T);
     }
 
     /// Applies scale, bias and a clamp, and stores `count` channels of the pixels from `x` on.
     #[inline(always)]
+    #[allow(
+        clippy::needless_range_loop,
+        reason = "counted loops over register tiles are what the compiler unrolls"
+    )]
     fn store<S: Simd, const T: usize>(
         &mut self,
         s: S,
@@ -211,25 +273,30 @@ impl Line<'_> {
     ) {
         if let Some(scale) = self.epilogue.scale {
             let scale = s.load_tail(&scale[channel..channel + count]);
-            for acc in &mut acc {
-                *acc = s.mul(*acc, scale);
+            for t in 0..T {
+                acc[t] = s.mul(acc[t], scale);
             }
         }
         if let Some(bias) = self.epilogue.bias {
             let bias = s.load_tail(&bias[channel..channel + count]);
-            for acc in &mut acc {
-                *acc = s.add(*acc, bias);
+            for t in 0..T {
+                acc[t] = s.add(acc[t], bias);
             }
         }
         if let Some((lo, hi)) = self.epilogue.activation.as_clamp() {
             let (lo, hi) = (s.splat(lo), s.splat(hi));
-            for acc in &mut acc {
-                *acc = s.at_most(s.at_least(*acc, lo), hi);
+            for t in 0..T {
+                acc[t] = s.at_most(s.at_least(acc[t], lo), hi);
             }
         }
-        for (t, &acc) in acc.iter().enumerate() {
+        for t in 0..T {
             let start = (x + t) * self.g.channels + channel;
-            s.store_tail(&mut self.out[start..start + count], acc);
+            let out = &mut self.out[start..start + count];
+            if count == S::LANES {
+                s.store_slice(out, acc[t]);
+            } else {
+                s.store_tail(out, acc[t]);
+            }
         }
     }
 

@@ -40,27 +40,19 @@ impl Level {
     /// What every CPU of the target has (SSE2 on x86-64, NEON on aarch64).
     pub const BASELINE: Self = Self(Kind::Baseline);
 
-    /// All levels of this CPU, lowest first; for tests and benchmarks.
+    /// All levels of this CPU that `MNNQ_ISA` allows, lowest first; for tests and benchmarks.
     pub fn available() -> Vec<Self> {
         #[allow(unused_mut, reason = "only x86-64 has more than one level")]
         let mut levels = vec![Self::BASELINE];
         #[cfg(target_arch = "x86_64")]
         {
-            if is_x86_feature_detected!("avx2") {
-                levels.push(Self(Kind::Avx2));
-            }
-            if is_x86_feature_detected!("avx512f")
-                && is_x86_feature_detected!("avx512bw")
-                && is_x86_feature_detected!("avx512dq")
-                && is_x86_feature_detected!("avx512vl")
-            {
-                levels.push(Self(Kind::Avx512));
-            }
+            levels.extend(crate::cpu::Avx2::detect().map(|_| Self(Kind::Avx2)));
+            levels.extend(crate::cpu::Avx512::detect().map(|_| Self(Kind::Avx512)));
         }
         levels
     }
 
-    /// The highest level of this CPU, detected once.
+    /// The highest of them, detected once.
     pub fn best() -> Self {
         static BEST: OnceLock<Level> = OnceLock::new();
         *BEST.get_or_init(|| Self::available().last().copied().unwrap_or(Self::BASELINE))

@@ -7,6 +7,7 @@ mod errors;
 mod format;
 mod quant;
 mod session;
+mod tables;
 
 use pyo3::prelude::*;
 

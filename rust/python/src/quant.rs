@@ -17,7 +17,7 @@ use pyo3::types::PyDict;
 
 use crate::arrays::describe;
 use crate::errors::{Place, from_format, raise};
-use crate::format::to_dict;
+use crate::tables::to_dict;
 
 /// Adds the functions of this module.
 pub(crate) fn add(module: &Bound<'_, PyModule>) -> PyResult<()> {

@@ -11,7 +11,7 @@ import numpy.typing as npt
 
 from mnnq.frontends.onnx import emit
 from mnnq.frontends.onnx.emit import attributes
-from mnnq.frontends.onnx.lowering import Lowering, Unsupported
+from mnnq.frontends.onnx.lowering import INNER, Lowering, Unsupported
 from mnnq.frontends.onnx.registry import lowers
 from mnnq.ir.graph import Dim, Node, ValueInfo
 
@@ -177,7 +177,7 @@ def _float_operand(b: Lowering, name: str) -> npt.NDArray[Any] | str:
         msg = f"operand {name!r} is not floating point"
         raise Unsupported(msg)
     array = b.constant(name)
-    return name if array is None else array.astype(np.float32)
+    return name if array is None else array.astype(np.float32, copy=False)
 
 
 def _check_channels(spec: Conv, shape: Sequence[Dim] | None) -> None:
@@ -213,7 +213,7 @@ def emit_conv(b: Lowering, x: str, spec: Conv, out: str | None = None) -> str:
 
 def _inner(b: Lowering, out: str | None) -> str | None:
     """Name of the convolution inside a chain that ends in `out`."""
-    return None if out is None else b.fresh(f"{out}__conv")
+    return None if out is None else b.fresh(f"{out}{INNER}")
 
 
 def _widen(b: Lowering, spec: Conv) -> Conv:

@@ -21,13 +21,16 @@ fn apply(isa: VectorIsa, f: Unary, x: &[f32]) -> Vec<f32> {
     out
 }
 
+/// Every how-many-th bit pattern is tested; emulated processors are slow.
+const STEP: usize = if cfg!(target_arch = "x86_64") { 20_011 } else { 400_009 };
+
 /// erfc by its continued fraction, erf by its series: about 1e-14 relative.
 fn erfc64(x: f64) -> f64 {
     if x < 2.0 {
         return 1.0 - erf64(x);
     }
     let mut fraction = 0.0;
-    for k in (1..=200).rev() {
+    for k in (1..=120).rev() {
         fraction = f64::from(k) / 2.0 / (x + fraction);
     }
     (-x * x).exp() / std::f64::consts::PI.sqrt() / (x + fraction)
@@ -73,7 +76,7 @@ const BUDGETS: &[Budget] = &[
 
 #[test]
 fn transcendental_functions_stay_within_their_ulp_budgets_over_the_whole_range() {
-    let x = samples(20_011);
+    let x = samples(STEP);
     for_each_vector_isa!(|isa| {
         for budget in BUDGETS {
             let got = apply(isa, budget.f, &x);
@@ -112,11 +115,12 @@ fn gelu_forms_stay_within_their_absolute_budget() {
         // MNN's rational form is at most 1.8e-4 from the exact tanh form, and 5e-6 relative beyond the clamp.
         (Unary::GeluMnn, |x| 0.5 * x * (1.0 + (0.797_884_560_8 * (x + 0.044_715 * x * x * x)).tanh()), 2e-4),
     ];
-    let x: Vec<f32> = samples(20_011).into_iter().filter(|x| x.abs() < 1e15).collect();
+    let x: Vec<f32> = samples(200_003).into_iter().filter(|x| x.abs() < 1e15).collect();
+    let exact = forms.map(|(_, exact, _)| x.iter().map(|&x| exact(f64::from(x))).collect::<Vec<f64>>());
     for_each_vector_isa!(|isa| {
-        for (f, exact, budget) in forms {
-            for (&x, got) in x.iter().zip(apply(isa, f, &x)) {
-                let error = (f64::from(got) - exact(f64::from(x))).abs() / f64::from(x.abs().max(1.0));
+        for ((f, _, budget), exact) in forms.into_iter().zip(&exact) {
+            for ((&x, got), exact) in x.iter().zip(apply(isa, f, &x)).zip(exact) {
+                let error = (f64::from(got) - exact).abs() / f64::from(x.abs().max(1.0));
                 assert!(error <= budget, "{f:?}({x}) = {got} on {}: error {error:e}", isa.level());
             }
         }

@@ -194,8 +194,12 @@ impl<R: RowSource> Job<'_, R> {
         let panel = self.b.panel(column, k_range.start);
         debug_assert!(panel.len() >= k_range.len() * self.kernel.nr());
         let tiles = rows.len().div_ceil(self.kernel.mr());
+        // Tiles of nearly equal height: the first `extra` ones are one row higher.
+        let (height, extra) = (rows.len() / tiles, rows.len() % tiles);
+        let mut next = 0;
         for index in 0..tiles {
-            let tile_rows = even_part(rows.len(), tiles, 1, index);
+            let tile_rows = next..next + height + usize::from(index < extra);
+            next = tile_rows.end;
             let row = rows.start + tile_rows.start;
             // SAFETY: inside the output, as the caller promises.
             let c = unsafe { out.get().add(row * self.out_stride + column) };

@@ -136,13 +136,20 @@ pub(crate) trait RowSource: Sync {
 #[inline(always)]
 pub(crate) fn copy_run<S: Simd>(s: S, from: &[f32], to: &mut [f32]) {
     assert_eq!(from.len(), to.len());
+    let len = from.len();
+    if len < S::LANES {
+        s.store_tail(to, s.load_tail(from));
+        return;
+    }
     let mut start = 0;
-    while start + S::LANES <= from.len() {
+    while start + S::LANES <= len {
         s.store_slice(&mut to[start..], s.load_slice(&from[start..]));
         start += S::LANES;
     }
-    if start < from.len() {
-        s.store_tail(&mut to[start..], s.load_tail(&from[start..]));
+    if start < len {
+        // The last vector overlaps the one before.
+        let start = len - S::LANES;
+        s.store_slice(&mut to[start..], s.load_slice(&from[start..]));
     }
 }
 

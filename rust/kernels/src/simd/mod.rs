@@ -169,15 +169,22 @@ pub trait Simd: Copy + Send + Sync + 'static {
     /// Up to `LANES` values from a slice, 0 in the lanes beyond its end.
     #[inline(always)]
     fn load_tail(self, from: &[f32]) -> Self::F {
-        // SAFETY: the count is no larger than the slice and than LANES.
-        unsafe { self.load_partial(from.as_ptr(), from.len().min(Self::LANES)) }
+        // A whole vector is worth the branch: masked accesses are slow on some CPUs.
+        if from.len() >= Self::LANES {
+            return self.load_slice(from);
+        }
+        // SAFETY: the count is the length of the slice, below LANES.
+        unsafe { self.load_partial(from.as_ptr(), from.len()) }
     }
 
     /// As many lanes as the slice has room for.
     #[inline(always)]
     fn store_tail(self, to: &mut [f32], x: Self::F) {
-        // SAFETY: the count is no larger than the slice and than LANES.
-        unsafe { self.store_partial(to.as_mut_ptr(), to.len().min(Self::LANES), x) }
+        if to.len() >= Self::LANES {
+            return self.store_slice(to, x);
+        }
+        // SAFETY: the count is the length of the slice, below LANES.
+        unsafe { self.store_partial(to.as_mut_ptr(), to.len(), x) }
     }
 }
 
