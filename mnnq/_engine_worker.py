@@ -43,7 +43,8 @@ def _mnn(model: str, feeds: dict[str, Any], outputs: list[str], options: dict[st
     for array in (_narrow(array) for array in feeds.values()):
         value = expr.placeholder(array.shape, expr.NCHW, kinds[array.dtype.name])
         if array.size:
-            value.write(array)
+            # The binding takes numpy arrays of the other types only.
+            value.write(array.tobytes() if array.dtype == np.int8 else array)
         values.append(value)
     found = []
     for result in module.onForward(values):
@@ -56,7 +57,8 @@ def _narrow(array: Any) -> Any:
     """What the runtime takes: 64-bit and boolean arrays as int32, other floats as float32."""
     if array.dtype not in (np.uint8, np.int8, np.int32, np.float32):
         array = array.astype(np.float32 if array.dtype.kind == "f" else np.int32)
-    return np.ascontiguousarray(array)
+    # ascontiguousarray alone would give rank 0 an axis.
+    return np.ascontiguousarray(array).reshape(array.shape)
 
 
 def main(folder: Path) -> None:
