@@ -4,7 +4,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: test check format schema build wheel digits bench fuzz clean
+.PHONY: test check format schema operators build wheel digits bench fuzz clean
 
 ## Build the extension into the source tree and install what tests need.
 build: $(STAMP)
@@ -29,6 +29,7 @@ check: build
 	$(BIN)/mypy
 	$(BIN)/python -m mypy.stubtest --mypy-config-file pyproject.toml mnnq._native
 	$(BIN)/python tools/generate_schema.py --check
+	$(BIN)/python tools/list_operators.py --check
 
 format:
 	cargo fmt --all
@@ -38,6 +39,10 @@ format:
 ## Regenerate code from schema/mnn.fbs.
 schema: $(STAMP)
 	$(BIN)/python tools/generate_schema.py
+
+## Regenerate docs/operators.md from the converter.
+operators: build
+	$(BIN)/python tools/list_operators.py
 
 wheel: $(STAMP)
 	$(BIN)/maturin build --release --strip --out dist

@@ -1,10 +1,14 @@
-"""The process in which `mnnq.engines` runs a model: ``python -m mnnq._engine_worker FOLDER``."""
+"""The process in which `mnnq.engines` runs a model: ``python -m mnnq._engine_worker FOLDER``.
+
+The tests run the MNN runtime through `load_module` and `forward` too, in a process of their own.
+"""
 
 from __future__ import annotations
 
 import importlib
 import json
 import sys
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -22,41 +26,70 @@ def _onnxruntime(
 
 
 def _mnn(model: str, feeds: dict[str, Any], outputs: list[str], options: dict[str, Any]) -> list[Any]:
+    return forward(load_module(model, list(feeds), outputs, **options), feeds.values())
+
+
+def load_module(
+    path: str,
+    inputs: Sequence[str],
+    outputs: Sequence[str],
+    *,
+    memory_low: bool = False,
+    precision: str = "normal",
+    threads: int = 1,
+) -> Any:
+    """Load a `.mnn` file in the MNN runtime, CPU; external weights are those beside it.
+
+    Raises
+    ------
+    RuntimeError
+        The runtime refused the file.
+    """
     MNN: Any = importlib.import_module("MNN")
-    config: dict[str, Any] = {
-        "backend": 0,
-        "numThread": options.get("threads", 1),
-        "precision": options.get("precision", "normal"),
-    }
-    if options.get("memory_low"):
+    config: dict[str, Any] = {"backend": 0, "numThread": threads, "precision": precision}
+    if memory_low:
         config["memory"] = 2
     manager = MNN.nn.create_runtime_manager((config,))
-    if Path(model + ".weight").exists():
-        manager.set_external(model + ".weight")
-    module = MNN.nn.load_module_from_file(model, list(feeds), outputs, runtime_manager=manager)
+    if Path(path + ".weight").exists():
+        manager.set_external(path + ".weight")
+    module = MNN.nn.load_module_from_file(path, list(inputs), list(outputs), runtime_manager=manager)
     if module is None:
         msg = "the runtime refused to load the model"
         raise RuntimeError(msg)
-    expr = MNN.expr
+    return module
+
+
+def forward(module: Any, arrays: Iterable[Any]) -> list[Any]:
+    """Run a module on arrays in the order of its inputs; the outputs are arrays in NCHW order.
+
+    64-bit and boolean arrays are passed as int32, other floats as float32: the runtime has no others.
+    """
+    expr: Any = importlib.import_module("MNN").expr
     kinds = {"float32": expr.float, "int32": expr.int, "uint8": expr.uint8, "int8": expr.int8}
     values = []
-    for array in (_narrow(array) for array in feeds.values()):
+    for array in map(_narrow, arrays):
         value = expr.placeholder(array.shape, expr.NCHW, kinds[array.dtype.name])
         if array.size:
-            value.write(array)
+            # The binding takes numpy arrays of the other types only.
+            value.write(array.tobytes() if array.dtype == np.int8 else array)
         values.append(value)
     found = []
     for result in module.onForward(values):
         plain = expr.convert(result, expr.NCHW) if result.data_format == expr.NC4HW4 else result
-        found.append(np.array(plain.read(), copy=True))
+        if 0 in plain.shape:  # the binding cannot read what has no elements
+            kind = next(name for name, code in kinds.items() if code == plain.dtype)
+            found.append(np.zeros(plain.shape, kind))
+        else:
+            found.append(np.array(plain.read(), copy=True))
     return found
 
 
 def _narrow(array: Any) -> Any:
-    """What the runtime takes: 64-bit and boolean arrays as int32, other floats as float32."""
+    array = np.asarray(array)
     if array.dtype not in (np.uint8, np.int8, np.int32, np.float32):
         array = array.astype(np.float32 if array.dtype.kind == "f" else np.int32)
-    return np.ascontiguousarray(array)
+    # ascontiguousarray alone would give rank 0 an axis.
+    return np.ascontiguousarray(array).reshape(array.shape)
 
 
 def main(folder: Path) -> None:

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from mnnq.errors import ConfigError, FormatError, ModelError
+from mnnq.files import is_mnn, looks_like_mnn, looks_like_onnx
 from mnnq.ir.model import Model
 from mnnq.quantization.config import WeightConfig, WeightMethod, WeightOptions
 from mnnq.quantization.params_file import ParamsFile, read_params
@@ -20,7 +21,7 @@ if TYPE_CHECKING:
 def load(path: str | Path, *, input_shapes: Mapping[str, Sequence[int]] | None = None) -> Model:
     """Load a model: an ONNX file (it is converted) or a `.mnn` file (it is read).
 
-    What a file is follows from its name: ``.mnn`` is MNN, everything else ONNX.
+    What a file is follows from its name: ``.mnn`` (in any case) is MNN, everything else ONNX.
 
     Parameters
     ----------
@@ -44,22 +45,42 @@ def load(path: str | Path, *, input_shapes: Mapping[str, Sequence[int]] | None =
     >>> model = mnnq.load("resnet50.onnx", input_shapes={"input": (1, 3, 224, 224)})  # doctest: +SKIP
     """
     path = Path(path)
-    if path.suffix != ".mnn":
+    if not is_mnn(path):
         from mnnq.convert import ConvertOptions, convert_onnx
 
         if path.stat().st_size == 0:
             msg = "not an ONNX file: it is empty"
             raise ModelError(msg, file=str(path))
-        return convert_onnx(path, ConvertOptions(input_shapes=input_shapes))
+        try:
+            return convert_onnx(path, ConvertOptions(input_shapes=input_shapes))
+        except ModelError as error:
+            if looks_like_mnn(path):
+                error.message = "it looks like a .mnn file; let its name end in .mnn"
+            raise
     if input_shapes:
         msg = "a .mnn file keeps its own input shapes; convert from ONNX to fix them"
         raise ConfigError(msg, file=str(path), key="input_shapes")
+    return load_mnn(path)
+
+
+def load_mnn(path: Path) -> Model:
+    """Read a `.mnn` file.
+
+    Raises
+    ------
+    FormatError
+        The file is damaged, or something else; the message names it.
+    OSError
+        The file cannot be read.
+    """
     from mnnq.writer.from_mnn import read_model
 
     try:
         return read_model(path)
     except FormatError as error:
         error.file = error.file or str(path)
+        if looks_like_onnx(path):
+            error.message = "it looks like an ONNX model, not like a .mnn file"
         raise
 
 

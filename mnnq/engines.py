@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import json
+import os
 import subprocess
 import sys
 import tempfile
@@ -40,6 +41,12 @@ def require(engine: str) -> None:
         package = {"mnn": "MNN", "onnxruntime": "onnxruntime"}[engine]
         msg = f"{package} is not installed; `pip install mnnq[verify]` installs it"
         raise ConfigError(msg)
+
+
+def _environment() -> dict[str, str]:
+    """Variables of the worker: it finds this package where we found it, also when that is no folder of its own path."""
+    paths = [str(Path(__file__).resolve().parents[1]), os.environ.get("PYTHONPATH", "")]
+    return {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, paths))}
 
 
 def run_engine(
@@ -87,7 +94,9 @@ def run_engine(
         (base / "request.json").write_text(json.dumps(request))
         command = [sys.executable, "-m", "mnnq._engine_worker", folder]
         try:
-            done = subprocess.run(command, capture_output=True, text=True, timeout=timeout, check=False)
+            done = subprocess.run(
+                command, capture_output=True, text=True, timeout=timeout, check=False, env=_environment()
+            )
         except subprocess.TimeoutExpired:
             msg = f"{engine} gave no answer within {timeout:g} s"
             raise EngineError(msg, file=str(model)) from None

@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+from mnnq.files import is_mnn
 from mnnq.ir.model import Model, Op
 from mnnq.quantization.stored import Storage, describe
 
@@ -112,7 +113,7 @@ def inspect_model(model: Model) -> ModelInfo:
     FormatError
         Stored weights break the format.
     """
-    source = model.source if model.source is not None and model.source.suffix == ".mnn" else None
+    source = model.source if model.source is not None and is_mnn(model.source) else None
     external = None if source is None else Path(f"{source}.weight")
     extra = model.net.get("extraInfo") or {}
     ops = Counter(str(op.type) for _, op in model.all_ops())

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,8 +12,62 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from mnnq.api import load_mnn
 from mnnq.engines import Arrays, run_engine
 from mnnq.errors import ConfigError, ModelError
+from mnnq.ir.model import Model
+from mnnq.quantization.embedding import stored_bits
+from mnnq.quantization.stored import Storage, describe
+
+#: Largest relative error that passes for a file of float weights.
+FLOAT_THRESHOLD = 1e-3
+
+#: Largest relative error that passes for any file by the default rule: an output of zeros has 1.
+WORST_THRESHOLD = 0.5
+
+#: How much larger than the rule of thumb the error of an output may be.
+MARGIN = 2.0
+
+
+@dataclass(frozen=True)
+class Threshold:
+    """Largest `OutputError.relative` that passes, and where it comes from."""
+
+    value: float
+    reason: str
+
+
+def default_threshold(model: Model, *, memory_low: bool = False, precision: str = "normal") -> Threshold:
+    """Return the error that a file may have, given how it stores its weights.
+
+    ``min(0.5, 0.001 + 2 sqrt(sum e^2))`` over the layers with weights, where ``e`` is what rounding adds to a layer's
+    result, relative to it: ``2 / (2^b - 1)`` for codes of ``b`` bits (range-to-range rounding of normally
+    distributed weights: a step of 7 standard deviations by ``2^b - 1``, over ``sqrt(12)``), ``2^-11`` for half
+    floats, 0 for floats. Layers add up as independent noise. A layer that computes in int8 (`memory_low`, or stored
+    activation scales) rounds its input to 8 bits too; ``precision`` ``"low"`` rounds every layer's result to half
+    floats.
+    """
+    kinds: Counter[str] = Counter()
+    power = 0.0
+    for _, op in model.all_ops():
+        layer = op.param_type == "Convolution2D"
+        if layer:
+            stored = describe(op)
+            int8 = stored.storage is Storage.OLD_INT8 or "symmetricQuan" in op.params
+            bits = {Storage.INPUT: 32, Storage.SPARSE_FLOAT: 32}.get(stored.storage, stored.bits)
+        else:
+            int8, coded = False, stored_bits(op)
+            half = op.type == "Const" and op.params.get("dataType") == "DT_HALF"
+            bits = 16 if half else 32 if coded is None else coded
+        if bits < 32:
+            kinds["fp16" if bits == 16 else f"{bits} bits"] += 1
+        power += 0.0 if bits == 32 else 2.0**-22 if bits == 16 else (2 / (2**bits - 1)) ** 2
+        power += (2 / 255) ** 2 if layer and (int8 or (memory_low and bits <= 8)) else 0.0
+        power += 2.0**-20 if layer and precision == "low" else 0.0
+    value = min(WORST_THRESHOLD, FLOAT_THRESHOLD + MARGIN * math.sqrt(power))
+    counts = ", ".join(f"{count} x {kind}" for kind, count in sorted(kinds.items()))
+    reason = f"for weights of {counts}" if counts else "for float weights"
+    return Threshold(float(f"{value:.2g}"), reason)
 
 
 @dataclass(frozen=True)
@@ -52,6 +107,7 @@ class VerifyResult:
     samples: int
     threshold: float
     outputs: tuple[OutputError, ...]
+    threshold_reason: str = "as given"
 
     @property
     def passed(self) -> bool:
@@ -80,6 +136,7 @@ class VerifyResult:
             "engine": self.engine,
             "samples": self.samples,
             "threshold": self.threshold,
+            "threshold_reason": self.threshold_reason,
             "passed": self.passed,
             "outputs": outputs,
         }
@@ -126,7 +183,7 @@ def verify(
     input_shapes: Mapping[str, Sequence[int]] | None = None,
     samples: int = 2,
     seed: int = 0,
-    threshold: float = 0.01,
+    threshold: float | None = None,
     memory_low: bool = False,
     precision: str = "normal",
     timeout: float = 600.0,
@@ -141,7 +198,7 @@ def verify(
     input_shapes
         Shapes of inputs with symbolic axes, for random inputs; an axis not given is 1.
     threshold
-        Largest `OutputError.relative` that passes.
+        Largest `OutputError.relative` that passes; None for `default_threshold`.
     memory_low
         Run MNN in ``Memory_Low`` mode (activations quantized at run time).
 
@@ -150,7 +207,7 @@ def verify(
     ConfigError
         Inputs do not fit the model, or an engine is not installed.
     ModelError
-        The ONNX file cannot be read.
+        A file cannot be read as what it should be.
     EngineError
         An engine refused a model, died or hung.
     """
@@ -158,6 +215,7 @@ def verify(
         msg = f"{samples} samples are not possible; use 1 or more"
         raise ConfigError(msg, key="samples")
     reference, model = Path(reference), Path(model)
+    limit = _threshold(threshold, model, memory_low, precision)
     ports, outputs = _signature(reference)
     sets = [_checked(inputs, ports)] if inputs is not None else []
     generator = np.random.default_rng(seed)
@@ -172,7 +230,18 @@ def verify(
             pairs[name].append((wanted[name], got[name]))
     engine = "MNN, memory low" if memory_low else "MNN"
     errors = tuple(compare(name, pairs[name]) for name in outputs)
-    return VerifyResult(str(reference), str(model), engine, len(sets), threshold, errors)
+    return VerifyResult(
+        str(reference), str(model), engine, len(sets), limit.value, errors, threshold_reason=limit.reason
+    )
+
+
+def _threshold(given: float | None, path: Path, memory_low: bool, precision: str) -> Threshold:
+    """The threshold to apply; the model is read in any case, for its errors are clearer than those of the runtime."""
+    if given is not None and not given >= 0:
+        msg = f"{given!r} is not possible; use 0 or more"
+        raise ConfigError(msg, key="threshold")
+    default = default_threshold(load_mnn(path), memory_low=memory_low, precision=precision)
+    return default if given is None else Threshold(given, "as given")
 
 
 def _signature(path: Path) -> tuple[dict[str, tuple[np.dtype[Any], list[int | None]]], list[str]]:
@@ -222,7 +291,7 @@ def _random(
         raise ConfigError(msg, key="input_shapes")
     feeds: Arrays = {}
     for name, (dtype, dims) in ports.items():
-        shape = tuple(shapes[name]) if name in shapes else tuple(d or 1 for d in dims)
+        shape = tuple(shapes[name]) if name in shapes else tuple(1 if d is None else d for d in dims)
         if dtype.kind in "iub":
             feeds[name] = generator.integers(0, 2, shape).astype(dtype)
         else:

@@ -111,7 +111,7 @@ def emit_json(value: Any) -> None:
 
 def print_table(table: Table) -> None:
     """Print a table: rich on a terminal, plain text elsewhere."""
-    if sys.stdout.isatty():
+    if sys.stdout is not None and sys.stdout.isatty():
         table.print_rich()
     else:
         click.echo(table.text(), nl=False)
@@ -140,7 +140,7 @@ class ProgressLine:
     """One line on stderr that is rewritten while layers are quantized; silent when stderr is no terminal."""
 
     def __init__(self) -> None:
-        self._terminal = sys.stderr.isatty()
+        self._terminal = sys.stderr is not None and sys.stderr.isatty()
         self._last = 0.0
         self._log = logging.getLogger("mnnq.progress")
         self._started = time.monotonic()
@@ -172,22 +172,54 @@ def report_dict(
     }
 
 
-def check_output(source: Path, output: Path) -> None:
-    """Check that the result will not replace its source.
+def check_source(source: Path) -> None:
+    """Check that there is a file to read.
 
     Raises
     ------
     ConfigError
-        It would.
+        It is a folder.
+    OSError
+        It does not exist or cannot be read.
     """
     from mnnq.errors import ConfigError
 
+    if source.is_dir():
+        msg = "it is a folder; name a model file"
+        raise ConfigError(msg, file=str(source))
+    source.open("rb").close()
+
+
+def check_output(output: Path, others: Mapping[str, Path | None], *, what: str = "the output") -> None:
+    """Check that a file can be written, before any work is done.
+
+    Parameters
+    ----------
+    others
+        Files of the same command that it must not replace, by what they are called in the error.
+
+    Raises
+    ------
+    ConfigError
+        It is a folder or a device, its folder does not exist, or it is one of `others`.
+    """
+    from mnnq.errors import ConfigError
+
+    problem = None
+    hit = [name for name, other in others.items() if other is not None and _same_file(output, other)]
     if output.is_dir():
-        msg = "the output is a directory; name a file"
-        raise ConfigError(msg, file=str(output))
-    if not output.parent.is_dir():
-        msg = "the folder of the output does not exist"
-        raise ConfigError(msg, file=str(output))
-    if output.exists() and source.exists() and output.samefile(source):
-        msg = "the output would replace the input; name another file with -o"
-        raise ConfigError(msg, file=str(output))
+        problem = f"{what} is a folder; name a file"
+    elif output.exists() and not output.is_file():
+        problem = f"{what} is a device or a pipe; name a regular file"
+    elif not output.parent.is_dir():
+        problem = f"the folder of {what} does not exist"
+    elif hit:
+        problem = f"{what} would replace {hit[0]}; name another file"
+    if problem is not None:
+        raise ConfigError(problem, file=str(output))
+
+
+def _same_file(one: Path, other: Path) -> bool:
+    if one.exists() and other.exists():
+        return one.samefile(other)
+    return one.resolve() == other.resolve()

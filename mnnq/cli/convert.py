@@ -42,8 +42,9 @@ def _run(
     from mnnq.quantization.weight import quantize_model
     from mnnq.report.tables import size
 
+    common.check_source(model)
     output = output or model.with_suffix(".mnn")
-    common.check_output(model, output)
+    common.check_output(output, {"the input": model})
     network = api.load(model, input_shapes=dict(shapes))
     report = None
     if fp16:

@@ -212,7 +212,12 @@ def _run(options: Mapping[str, Any]) -> None:
         msg = "--MNNModel is missing: name the file to write"
         raise click.UsageError(msg)
     config, params = _config(options)
-    common.check_output(source, output)
+    common.check_source(source)
+    common.check_output(output, {"the input": source, "the parameter file": options["params"]})
+    if options["params"] is not None and params is None:
+        common.check_output(
+            options["params"], {"the input": source}, what="the file of --compressionParamsFile"
+        )
     network = api.load(source)
     _label(network, options)
     report = _quantize(network, config, params, options)
@@ -242,7 +247,9 @@ def _check_framework(framework: str | None, source: Path | None) -> None:
     if source is None:
         msg = "--modelFile is missing: name the file to read"
         raise click.UsageError(msg)
-    if (framework == "MNN") != (source.suffix == ".mnn"):
+    from mnnq.files import is_mnn
+
+    if (framework == "MNN") != is_mnn(source):
         msg = f"-f {framework} does not fit the file name {source.name!r}: .mnn files are MNN, others ONNX"
         raise click.UsageError(msg)
 
@@ -272,7 +279,7 @@ def _config(options: Mapping[str, Any]) -> tuple[WeightConfig, ParamsFile | None
     if options["hqq"] and not asymmetric:
         msg = "--hqq fits an offset, which symmetric weights do not have: drop --weightQuantAsymmetric 0"
         raise click.UsageError(msg)
-    if options["sparse"] and not bits:
+    if options["sparse"] and not bits and params is None:
         common.note(
             "--detectSparseSpeedUp changes nothing without --weightQuantBits: float weights stay dense"
         )
@@ -286,7 +293,7 @@ def _config(options: Mapping[str, Any]) -> tuple[WeightConfig, ParamsFile | None
         block=block,
         method=WeightMethod.HQQ if options["hqq"] else WeightMethod.RTN,
         fp16_scales=options["scale_bit"] == 16,
-        sparse=options["sparse"],
+        sparse=options["sparse"] and (bool(bits) or params is not None),
         fp16_constants=options["fp16"],
         allow_unmatched=options["allow_unmatched"],
     )

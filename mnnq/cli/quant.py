@@ -114,8 +114,13 @@ def _run(
 
     config = _config(options)
     params_file = None if params is None else read_params(params)
+    common.check_source(model)
     output = output or default_output(model, config.bits)
-    common.check_output(model, output)
+    common.check_output(output, {"the input": model, "the parameter file": params})
+    if save_params is not None:
+        common.check_output(
+            save_params, {"the input": model, "the output": output}, what="the file of --save-params"
+        )
     from mnnq import api
     from mnnq.quantization.weight import quantize_model
 

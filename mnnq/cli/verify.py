@@ -32,9 +32,8 @@ if TYPE_CHECKING:
 @click.option(
     "--threshold",
     type=click.FloatRange(0),
-    default=0.01,
-    show_default=True,
-    help="Largest error relative to the largest reference value that passes.",
+    help="Largest error relative to the largest reference value that passes. "
+    "[default: 0.001 for float weights, more for fewer bits and more layers]",
 )
 @click.option(
     "--memory-low", is_flag=True, help="Run MNN in Memory_Low mode (activations quantized at run time)."
@@ -62,7 +61,7 @@ def command(
     """Compare MODEL (.mnn) with REFERENCE (ONNX): run both and measure the error of each output.
 
     ONNX runs in onnxruntime, .mnn in the real MNN runtime (`pip install mnnq[verify]`). Exit status 1 when an
-    output is further off than the threshold.
+    output is further off than the threshold, which by default follows from how MODEL stores its weights.
     """
     from mnnq.verify import verify
 
@@ -77,7 +76,8 @@ def command(
         verdict = "passed" if result.passed else "FAILED"
         runs = "1 input" if result.samples == 1 else f"{result.samples} inputs"
         click.echo(
-            f"\n{verdict}: {result.engine} against onnxruntime on {runs}, threshold {result.threshold:g}"
+            f"\n{verdict}: {result.engine} against onnxruntime on {runs}, threshold {result.threshold:g} "
+            f"({result.threshold_reason})"
         )
     if not result.passed:
         raise CheckFailed

@@ -40,7 +40,7 @@ def normalize(graph: Graph) -> int:
         for sub in node.subgraphs():
             changes += normalize(sub)
         before = (node.op_type, tuple(node.inputs), tuple(node.attrs))
-        rule = _RULES.get(node.op_type) if node.domain == "" else None
+        rule = RULES.get(node.op_type) if node.domain == "" else None
         replacement = rule(graph, node) if rule else None
         _trim(node)
         nodes.extend([node] if replacement is None else replacement)
@@ -214,6 +214,7 @@ def _resize_10(graph: Graph, node: Node) -> None:
 
 
 def _dropout(graph: Graph, node: Node) -> Sequence[Node]:
+    """The input itself, as at inference; the mask is all true."""
     if node.has_input(2):
         training = graph.constant(node.input(2))
         if training is None or bool(training.reshape(-1)[0]):
@@ -301,6 +302,7 @@ def _grid_sample(graph: Graph, node: Node) -> None:
 
 
 def _scatter(graph: Graph, node: Node) -> None:
+    """The old name of ``ScatterElements``."""
     del graph
     node.op_type = "ScatterElements"
 
@@ -322,7 +324,8 @@ def _pool(graph: Graph, node: Node) -> None:
 
 _REDUCTIONS = ("L1", "L2", "LogSum", "LogSumExp", "Max", "Mean", "Min", "Prod", "Sum", "SumSquare")
 
-_RULES: dict[str, Rule] = {
+#: How an operator of an older opset is written in the newest one, or with other operators.
+RULES: dict[str, Rule] = {
     "AveragePool": _pool,
     "BatchNormalization": _batch_norm,
     "Cast": _cast,

@@ -147,6 +147,12 @@ class LayerConfig:
         return "symmetric" if self.symmetric else "asymmetric"
 
 
+#: Fields of `LayerConfig` that matter for codes only, with the values that ask for nothing.
+CODE_FIELDS: Mapping[str, object] = {
+    entry.name: entry.default for entry in fields(LayerConfig) if entry.name != "bits"
+}
+
+
 @dataclass(frozen=True)
 class Override:
     """What is different for some layers.
@@ -175,8 +181,11 @@ class Override:
             if name not in known:
                 msg = f"override {self.pattern!r}: unknown field; use {', '.join(sorted(known))}"
                 raise ConfigError(msg, key=name)
-        if "bits" in self.changes:
-            check_bits(self.changes["bits"])
+        if "bits" in self.changes and check_bits(self.changes["bits"]) in (0, 16) and not self.exact:
+            for name, default in CODE_FIELDS.items():
+                if self.changes.get(name, default) != default:
+                    msg = f"override {self.pattern!r}: it does nothing with {self.changes['bits']} bits"
+                    raise ConfigError(msg, key=name)
         if "block" in self.changes:
             check_block(self.changes["block"])
         if "method" in self.changes:

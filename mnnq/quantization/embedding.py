@@ -9,6 +9,7 @@ measured equal to the formula in the real runtime, in every precision and memory
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -126,6 +127,17 @@ def pack_rows(index: npt.NDArray[np.uint8], bits: int) -> npt.NDArray[np.uint8]:
     return packed
 
 
+_CODES_NAME = re.compile(r"__codes([2-8])(_\d+)?$")
+
+
+def stored_bits(op: Op) -> int | None:
+    """Bits of the codes that a constant holds, if `rewrite` made it: its name says so; else None."""
+    if op.type != "Const" or op.params.get("dataType") != "DT_UINT8":
+        return None
+    found = _CODES_NAME.search(op.name)
+    return None if found is None else int(found[1])
+
+
 def rewrite(
     table: Table,
     index: npt.NDArray[np.uint8],
@@ -142,6 +154,8 @@ def rewrite(
     ----------
     index
         Unsigned codes ``[V, D]``.
+    bits
+        2 to 8; it becomes part of the constant's name, for `stored_bits`.
     scale, minimum
         ``[V, blocks]``; a `minimum` of None means symmetric: ``w = scale * (index - 2**(bits - 1))``.
     fresh
@@ -150,7 +164,7 @@ def rewrite(
     stem = table.const.outputs[0]
     packed = pack_rows(index, bits)
     consts = _Consts(stem, fresh)
-    codes = consts.add("codes", packed, "DT_UINT8", "uint8s")
+    codes = consts.add(f"codes{bits}", packed, "DT_UINT8", "uint8s")
     scales = consts.floats("scale", scale, half=fp16_scales)
     minima = None if minimum is None else consts.floats("min", minimum, half=fp16_scales)
     size = packed.nbytes + (2 if fp16_scales else 4) * (scale.size + (0 if minimum is None else minimum.size))

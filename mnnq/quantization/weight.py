@@ -13,7 +13,7 @@ from mnnq import _native
 from mnnq.errors import ConfigError, MnnqError
 from mnnq.ir.model import WEIGHT_OPS, Model, Op
 from mnnq.quantization import embedding
-from mnnq.quantization.config import BLOCK_UNIT, LayerConfig, WeightConfig
+from mnnq.quantization.config import BLOCK_UNIT, CODE_FIELDS, LayerConfig, WeightConfig
 from mnnq.quantization.int8 import Int8Layer, apply_int8
 from mnnq.quantization.params_file import ParamsFile
 from mnnq.quantization.stored import Storage, StoredWeights, describe, float_weights, quant_size
@@ -26,6 +26,9 @@ _log = logging.getLogger(__name__)
 MIN_HALF_ELEMENTS = 256
 
 _MAX_HALF = 65504.0
+
+#: A layer whose weights have a smaller signal-to-noise ratio is warned about: a third of it is noise.
+MIN_SQNR_DB = 10.0
 
 #: Called before each layer with (layers done, layers in all, name).
 Progress = Callable[[int, int, str], None]
@@ -88,6 +91,7 @@ class _Run:
     ) -> None:
         if params is not None:
             config = _with_params(config, params)
+        _check_effect(config)
         self.model, self.config, self.params, self.progress = model, config, params, progress
         self.layers: list[LayerReport] = []
         self.notes: list[str] = []
@@ -115,10 +119,23 @@ class _Run:
                 f"{self._rounded_twice} layers were quantized before and are rounded a second time; "
                 "start from the float model for the best result"
             )
+        self._note_lost_weights()
         for layer in self.layers:
             if layer.reason:
                 _log.info("%s: %s", layer.label, layer.reason)
         return QuantizationReport(tuple(self.layers), tuple(self.notes))
+
+    def _note_lost_weights(self) -> None:
+        """Say which layers hardly resemble themselves: too few bits, or weights too small for the method."""
+        lost = [layer for layer in self.layers if layer.sqnr_db is not None and layer.sqnr_db < MIN_SQNR_DB]
+        if not lost:
+            return
+        worst = min(lost, key=lambda layer: layer.sqnr_db or 0.0)
+        count = "1 layer has" if len(lost) == 1 else f"{len(lost)} layers have"
+        self.notes.append(
+            f"{count} weights worse than {MIN_SQNR_DB:g} dB (worst: {worst.label}, {worst.sqnr_db:.1f} dB): the model "
+            "will hardly work; use more bits, smaller blocks, or --method search"
+        )
 
     # -- what there is
 
@@ -235,6 +252,9 @@ class _Run:
                 op, subgraph, stored, config, "it is quantized already; half floats would only be larger"
             )
         matrix = float_weights(op).astype(np.float32, copy=False)
+        if not _fits_half(matrix):
+            reason = f"a weight is not finite or above {_MAX_HALF:.0f}, the largest half float"
+            return _keep(op, subgraph, stored, config, reason)
         error, power = _half_error(matrix)
         op.params["quanParameter"] = _native.pack_half(matrix)
         for key in ("weight", "sparseParameter"):
@@ -375,7 +395,7 @@ class _Run:
     def _to_half(self, const: Op) -> bool:
         """Store a float constant as half floats; False when a value is too large for them."""
         values = np.asarray(const.params["float32s"], np.float32)
-        if values.size and not (np.abs(values).max() <= _MAX_HALF):
+        if not _fits_half(values):
             return False
         packed = np.asarray(_native.pack_half(values)["buffer"])
         del const.params["float32s"]
@@ -393,6 +413,28 @@ class _Run:
             name = f"{stem}_{serial}"
         self._names.add(name)
         return name
+
+
+def _check_effect(config: WeightConfig) -> None:
+    """Check that what is asked of codes has codes to work on.
+
+    Raises
+    ------
+    ConfigError
+        No layer gets codes, and a field that only matters for codes is set.
+    """
+    if config.coded or any(2 <= override.changes.get("bits", 0) <= 8 for override in config.overrides):
+        return
+    for name, default in CODE_FIELDS.items():
+        if getattr(config, name) != default:
+            kind = "half floats" if config.bits == 16 else "float"
+            msg = f"it does nothing here: no layer gets codes of 2 to 8 bits, weights become or stay {kind}"
+            raise ConfigError(msg, key=name)
+
+
+def _fits_half(values: Any) -> bool:
+    """Whether all values are finite and within the range of half floats."""
+    return not values.size or bool(max(values.max(), -values.min()) <= _MAX_HALF)
 
 
 def _with_params(config: WeightConfig, params: ParamsFile) -> WeightConfig:

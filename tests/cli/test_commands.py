@@ -16,8 +16,12 @@ from onnx import helper, numpy_helper
 
 import mnnq
 from mnnq.cli.main import run
+from mnnq.convert import convert_onnx
+from mnnq.files import write_atomically
+from mnnq.ir.model import Model
 from mnnq.quantization.stored import Storage, describe
-from tests import mnn_models
+from mnnq.verify import FLOAT_THRESHOLD, WORST_THRESHOLD, default_threshold
+from tests import builders, mnn_models
 from tests.ops.harness import needs_mnn
 
 
@@ -42,6 +46,14 @@ def onnx_linear(path: Path, *, bits_of: int = 0) -> Path:
     )
     onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=10), path)
     return path
+
+
+def onnx_lookup(table: np.ndarray) -> Model:
+    """Rows of a table, picked by an input."""
+    index = np.zeros((1, 5), np.int64)
+    return convert_onnx(
+        builders.model([helper.make_node("Gather", ["e", "i"], ["y"])], {"i": index}, ["y"], {"e": table})
+    )
 
 
 def quiet_folder(folder: Path, *expected: str) -> None:
@@ -238,6 +250,80 @@ def test_the_input_is_never_overwritten(model: Path, capsys: pytest.CaptureFixtu
 
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="no full device here")
 @pytest.mark.skipif(os.name != "posix", reason="resource limits are POSIX")
+def test_no_output_replaces_another_file(model: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    output = model.with_name("out.mnn")
+    before = model.read_bytes()
+    for arguments, message in (
+        (["-o", str(output), "--save-params", str(model)], "--save-params would replace the input"),
+        (["-o", str(output), "--save-params", str(output)], "--save-params would replace the output"),
+        (["-o", str(output), "--save-params", str(model.parent / "no" / "s.json")], "does not exist"),
+    ):
+        assert run(["quant", str(model), *arguments]) == 2
+        assert message in capsys.readouterr().err
+    assert model.read_bytes() == before
+    quiet_folder(model.parent, "chain.mnn")
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="no named pipes")
+def test_a_device_or_pipe_is_never_replaced(model: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    pipe = model.with_name("pipe.mnn")
+    os.mkfifo(pipe)
+    assert run(["quant", str(model), "-o", str(pipe)]) == 2
+    assert "device or a pipe" in capsys.readouterr().err
+    with pytest.raises(OSError, match="no regular file"):
+        mnnq.load(model).save(pipe)
+    with pytest.raises(OSError, match="no regular file"):
+        write_atomically(pipe, b"x")
+    assert pipe.is_fifo()
+    quiet_folder(model.parent, "chain.mnn", "pipe.mnn")
+
+
+def test_a_file_of_the_other_kind_is_told(model: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    as_onnx, as_mnn = model.with_name("a.onnx"), model.with_name("b.MNN")
+    as_onnx.write_bytes(model.read_bytes())
+    onnx_linear(as_mnn)
+    for path, message in ((as_onnx, "looks like a .mnn file"), (as_mnn, "looks like an ONNX model")):
+        assert run(["quant", str(path)]) == 2
+        assert message in capsys.readouterr().err
+    assert run(["quant", str(model.parent)]) == 2
+    assert "it is a folder" in capsys.readouterr().err
+
+
+def test_an_interrupt_leaves_nothing(
+    model: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def interrupt(*_: object, **__: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("mnnq._native.quantize_weights", interrupt)
+    assert run(["quant", str(model), "--save-params", str(model.with_name("s.json"))]) == 130
+    assert capsys.readouterr().err.strip() == "mnnq: interrupted"
+    quiet_folder(model.parent, "chain.mnn")
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--bits", "16", "--hqq"], "method: it does nothing here"),
+        (["--fp16", "--block", "32"], "block: it does nothing here"),
+        (["--bits", "0", "--symmetric"], "symmetric: it does nothing here"),
+        (["--fp16", "--fp16-scales"], "fp16_scales: it does nothing here"),
+        (["--layer", "stem=bits:16,block:32"], "it does nothing with 16 bits"),
+    ],
+)
+def test_options_for_codes_need_codes(
+    options: list[str], message: str, model: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run(["quant", str(model), *options]) == 2
+    assert message in capsys.readouterr().err
+    quiet_folder(model.parent, "chain.mnn")
+
+
+def test_options_for_codes_serve_single_layers(model: Path) -> None:
+    assert run(["quant", str(model), "--fp16", "--hqq", "--layer", "stem=4"]) == 0
+    assert stored_bits(model.with_name("chain-fp16.mnn")) == [4, 16, 16]
+
+
 def test_a_full_disk_leaves_nothing_behind(model: Path) -> None:
     output = model.with_name("out.mnn")
     output.write_bytes(b"what was there before")
@@ -326,6 +412,66 @@ def test_info_as_json_lists_bits_of_each_layer(model: Path, capsys: pytest.Captu
 # -- verify
 
 
+def digits() -> Path:
+    return Path(__file__).parents[2] / "examples" / "digits" / "digits.onnx"
+
+
+@needs_mnn
+@pytest.mark.peer
+@pytest.mark.parametrize("memory_low", [False, True])
+def test_verify_passes_what_the_commands_write(memory_low: bool, tmp_path: Path) -> None:
+    pytest.importorskip("onnxruntime")
+    mode = ["--memory-low"] if memory_low else []
+    for options in (["--bits", "0"], ["--fp16"], [], ["--bits", "4", "--block", "32", "--hqq"]):
+        output = tmp_path / "out.mnn"
+        assert run(["quant", str(digits()), "-o", str(output), *options]) == 0
+        assert run(["verify", str(digits()), str(output), *mode]) == 0
+
+
+@needs_mnn
+@pytest.mark.peer
+@pytest.mark.parametrize("bits", [0, 8, 4])
+def test_verify_fails_a_broken_file(bits: int, tmp_path: Path) -> None:
+    pytest.importorskip("onnxruntime")
+    model = mnnq.quantize_weights(mnnq.load(digits()), bits=bits)
+    _, head = list(model.weight_ops())[-2]
+    bias = head.params["bias"]
+    head.params["bias"] = bias + (0.05 if bits == 0 else 3.0) * np.abs(bias).max()
+    model.save(tmp_path / "broken.mnn")
+    assert run(["verify", str(digits()), str(tmp_path / "broken.mnn")]) == 1
+
+
+def test_the_default_threshold_follows_the_storage() -> None:
+    model = mnnq.load(digits())
+    threshold = {
+        bits: default_threshold(mnnq.quantize_weights(model, bits=bits)).value for bits in (0, 16, 8, 6, 4, 2)
+    }
+    assert threshold[0] == FLOAT_THRESHOLD
+    assert list(threshold.values()) == sorted(threshold.values())
+    assert threshold[8] < 0.05 < threshold[4] == threshold[2] == WORST_THRESHOLD
+    assert default_threshold(mnnq.quantize_weights(model, bits=8), memory_low=True).value > threshold[8]
+
+
+def test_the_default_threshold_counts_lookup_tables() -> None:
+    table = np.ones((128, 64), np.float32)
+    model = onnx_lookup(table)
+    for bits in (3, 8):
+        reason = default_threshold(mnnq.quantize_weights(model, bits=bits)).reason
+        assert reason == f"for weights of 1 x {bits} bits"
+
+
+@needs_mnn
+@pytest.mark.peer
+def test_verify_feeds_every_type_of_input(tmp_path: Path) -> None:
+    pytest.importorskip("onnxruntime")
+    for dtype, shape in ((np.int8, (2, 3)), (np.uint8, (2, 3)), (np.float64, ()), (np.bool_, (0, 3))):
+        array = np.zeros(shape, dtype)
+        proto = builders.single("Cast", {"x": array}, to=onnx.TensorProto.FLOAT)
+        onnx.save(proto, tmp_path / "cast.onnx")
+        assert run(["convert", str(tmp_path / "cast.onnx")]) == 0
+        assert run(["verify", str(tmp_path / "cast.onnx"), str(tmp_path / "cast.mnn")]) == 0, dtype
+
+
 @needs_mnn
 @pytest.mark.peer
 def test_verify_passes_and_fails_by_its_threshold(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -338,7 +484,7 @@ def test_verify_passes_and_fails_by_its_threshold(tmp_path: Path, capsys: pytest
     outcome = json.loads(capsys.readouterr().out)
     assert outcome["passed"]
     assert outcome["outputs"][0]["relative"] < 1e-5
-    assert run(["verify", str(source), str(tmp_path / "w2.mnn")]) == 1
+    assert run(["verify", str(source), str(tmp_path / "w2.mnn"), "--threshold", "0.01"]) == 1
     captured = capsys.readouterr()
     assert "FAILED" in captured.out
     assert captured.err == ""
@@ -360,8 +506,9 @@ def test_verify_refuses_what_cannot_be_compared(tmp_path: Path, capsys: pytest.C
     for arguments, message in (
         ([str(source), str(tmp_path / "linear.mnn"), "--inputs", str(inputs)], "missing ['x']"),
         ([str(source), str(tmp_path / "nope.mnn")], "nope.mnn: No such file"),
-        ([str(source), str(broken)], "broken.mnn: mnn"),
-        ([str(broken), str(source)], "not an ONNX file"),
+        ([str(source), str(broken)], "broken.mnn: "),
+        ([str(source), str(source)], "linear.onnx: "),
+        ([str(broken), str(tmp_path / "linear.mnn")], "not an ONNX file"),
     ):
         capsys.readouterr()
         assert run(["verify", *arguments]) == 2

@@ -19,6 +19,8 @@ from typing import Any
 import numpy as np
 from typing_extensions import Self
 
+from mnnq import _engine_worker
+
 
 class MnnError(RuntimeError):
     """The runtime refused the model or could not run it."""
@@ -133,24 +135,9 @@ def _serve(pipe: Connection) -> None:
 def _run(
     path: str, feeds: dict[str, np.ndarray], outputs: list[str], memory_low: bool, precision: str
 ) -> dict[str, np.ndarray]:
-    import MNN
-
-    names = list(feeds)
-    module = _load(path, tuple(names), tuple(outputs), memory_low, precision, Path(path).stat().st_mtime_ns)
-    values = []
-    for name in names:
-        array = _narrow(feeds[name])
-        variable = MNN.expr.placeholder(array.shape, MNN.expr.NCHW, _TYPES(MNN)[array.dtype.name])
-        if array.size:
-            variable.write(array)
-        values.append(variable)
-    results = module.onForward(values)
-    found = {}
-    for name, result in zip(outputs, results, strict=True):
-        if result.data_format == MNN.expr.NC4HW4:
-            result = MNN.expr.convert(result, MNN.expr.NCHW)
-        found[name] = np.array(result.read(), copy=True)
-    return found
+    written = Path(path).stat().st_mtime_ns
+    module = _load(path, tuple(feeds), tuple(outputs), memory_low, precision, written)
+    return dict(zip(outputs, _engine_worker.forward(module, feeds.values()), strict=True))
 
 
 @functools.lru_cache(maxsize=1)
@@ -158,29 +145,4 @@ def _load(
     path: str, names: tuple[str, ...], outputs: tuple[str, ...], memory_low: bool, precision: str, _mtime: int
 ) -> Any:
     """The loaded module; the last one is kept, so that many inputs can be run on it."""
-    import MNN
-
-    config = {"backend": 0, "numThread": 1, "precision": precision}
-    if memory_low:
-        config["memory"] = 2
-    manager = MNN.nn.create_runtime_manager((config,))
-    if Path(path + ".weight").exists():
-        manager.set_external(path + ".weight")
-    module = MNN.nn.load_module_from_file(path, list(names), list(outputs), runtime_manager=manager)
-    if module is None:
-        msg = "the runtime refused to load the model"
-        raise MnnError(msg)
-    return module
-
-
-def _narrow(array: np.ndarray) -> np.ndarray:
-    array = np.asarray(array)
-    if array.dtype not in (np.uint8, np.int8, np.int32, np.float32):
-        array = array.astype(np.float32 if array.dtype.kind == "f" else np.int32)
-    # ascontiguousarray alone would give rank 0 an axis.
-    return np.ascontiguousarray(array).reshape(array.shape)
-
-
-def _TYPES(mnn: object) -> dict[str, object]:
-    expr = mnn.expr  # type: ignore[attr-defined]
-    return {"float32": expr.float, "int32": expr.int, "uint8": expr.uint8, "int8": expr.int8}
+    return _engine_worker.load_module(path, names, outputs, memory_low=memory_low, precision=precision)

@@ -373,3 +373,27 @@ def test_int8_layers_are_kept_and_said_so(name: str) -> None:
     assert len(kept) == (
         3 if name == "tinycnn_fullquant" else 1 if name != "hand_old_convint8" else len(report.layers)
     )
+
+
+def test_weights_beyond_half_floats_stay_float() -> None:
+    for value in (1e6, np.nan):
+        model = mnn_models.chain()
+        _, op = next(iter(model.weight_ops()))
+        op.params["weight"] = np.array(op.params["weight"], np.float32)
+        op.params["weight"].reshape(-1)[3] = value
+        result = mnnq.quantize_weights(model, bits=16)
+        first, *others = result.report.layers
+        assert first.bits == 32
+        assert "largest half float" in str(first.reason)
+        assert [layer.bits for layer in others] == [16, 16]
+
+
+def test_layers_that_lose_their_weights_are_named() -> None:
+    model = mnn_models.chain()
+    _, op = next(iter(model.weight_ops()))
+    op.params["weight"] = np.asarray(op.params["weight"], np.float32) * np.float32(1e-8)
+    notes = mnnq.quantize_weights(model, bits=8).report.notes
+    assert len(notes) == 1
+    assert "1 layer has weights worse than 10 dB" in notes[0]
+    assert op.name in notes[0]
+    assert mnnq.quantize_weights(model, bits=8, method="search").report.notes == ()

@@ -15,6 +15,9 @@ if TYPE_CHECKING:
 
 LowerFn = Callable[["Lowering", Node], None]
 
+#: Operators that are written with others before the lowering (`mnnq.passes.normalize`): no function lowers them.
+REWRITTEN = ("Constant", "Dropout", "Scatter", "Upsample")
+
 _REGISTRY: dict[tuple[str, str], LowerFn] = {}
 
 
@@ -46,7 +49,7 @@ def find(op_type: str, domain: str = "") -> LowerFn | None:
 def supported() -> list[str]:
     """Names of the supported operators of the default domain, sorted."""
     _load()
-    return sorted(op for domain, op in _REGISTRY if domain == "")
+    return sorted({*(op for domain, op in _REGISTRY if domain == ""), *REWRITTEN})
 
 
 @functools.cache

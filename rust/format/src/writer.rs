@@ -10,11 +10,10 @@
 #![deny(clippy::as_conversions, clippy::indexing_slicing, clippy::arithmetic_side_effects)]
 
 use std::collections::HashMap;
-use std::fs::File;
-use std::io::{BufWriter, Write};
-use std::path::Path;
+use std::io::{self, BufWriter, Write};
+use std::path::{Path, PathBuf};
 
-use tempfile::NamedTempFile;
+use tempfile::TempPath;
 
 use crate::error::{FormatError, Problem, Result};
 use crate::external::{self, side_path};
@@ -63,23 +62,25 @@ pub fn table_to_bytes(table: &Table) -> Result<Vec<u8>> {
 /// Writes a model to `path` and returns the number of bytes written, the side file included.
 ///
 /// The file appears at `path` only when it is complete (it is written under another name in the same folder, flushed
-/// to the device, and renamed); so does the side file, just before.
+/// to the device, and renamed); so does the side file, just before. A link is followed: what it points to is replaced.
 ///
 /// # Errors
-/// Those of [`to_bytes`], and [`FormatError::Io`].
+/// Those of [`to_bytes`], and [`FormatError::Io`], also when `path` is a device, a pipe or a folder: renaming onto
+/// a device would replace the device.
 pub fn write_file(model: &Model, path: &Path, options: &WriteOptions) -> Result<u64> {
+    let target = &destination(path)?;
     // Tables and strings around the payload are small; a margin decides, the layout checks exactly.
     let margin: u64 = 64 << 20;
     let external = options.external || payload_size(model.net()) > MAX_FILE_SIZE.saturating_sub(margin);
     if !external {
         let layout = Layout::new(model.net())?;
-        let file = write_temporary(path, |sink| layout.emit(sink))?;
-        persist(file, path)?;
+        let file = write_temporary(target, |sink| layout.emit(sink))?;
+        persist(file, target)?;
         return Ok(layout.position);
     }
     let split = external::split(model.net())?;
     let layout = Layout::new(&split.net)?;
-    let side = side_path(path);
+    let side = destination(&side_path(path))?;
     let side_file = if split.payloads.is_empty() {
         None
     } else {
@@ -87,18 +88,33 @@ pub fn write_file(model: &Model, path: &Path, options: &WriteOptions) -> Result<
             split.payloads.iter().try_for_each(|part| part.with_bytes(&mut *sink))
         })?)
     };
-    let file = write_temporary(path, |sink| layout.emit(sink))?;
+    let file = write_temporary(target, |sink| layout.emit(sink))?;
     if let Some(side_file) = side_file {
         persist(side_file, &side)?;
     }
-    persist(file, path)?;
+    persist(file, target)?;
     Ok(layout.position.saturating_add(split.size))
+}
+
+/// The regular file that `path` names or will name, links resolved.
+fn destination(path: &Path) -> Result<PathBuf> {
+    match path.metadata() {
+        Ok(found) if found.is_file() => {
+            path.canonicalize().map_err(|error| FormatError::io("write", path, error))
+        }
+        Ok(_) => {
+            let error = io::Error::new(io::ErrorKind::InvalidInput, "it exists and is no regular file");
+            Err(FormatError::io("write", path, error))
+        }
+        // It does not exist, or making a file in its folder says what is wrong.
+        Err(_) => Ok(path.to_owned()),
+    }
 }
 
 fn write_temporary(
     path: &Path,
     fill: impl FnOnce(&mut dyn FnMut(&[u8]) -> Result<()>) -> Result<()>,
-) -> Result<NamedTempFile> {
+) -> Result<TempPath> {
     let folder = path.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(Path::new("."));
     let mut builder = tempfile::Builder::new();
     builder.prefix(".mnn-").suffix(".part");
@@ -108,18 +124,22 @@ fn write_temporary(
         use std::os::unix::fs::PermissionsExt;
         builder.permissions(std::fs::Permissions::from_mode(0o666));
     }
-    let file = builder.tempfile_in(folder).map_err(|error| FormatError::io("create", path, error))?;
+    // The errors of `tempfile` name the temporary file, which says nothing to the user: only their kind is kept, and
+    // writing goes to the plain file.
+    let (file, temporary) = builder
+        .tempfile_in(folder)
+        .map_err(|error| FormatError::io("create", path, error.kind().into()))?
+        .into_parts();
     let failed = |error| FormatError::io("write", path, error);
     let mut writer = BufWriter::with_capacity(1 << 16, file);
     fill(&mut |bytes| writer.write_all(bytes).map_err(failed))?;
     let file = writer.into_inner().map_err(|error| failed(error.into_error()))?;
-    file.as_file().sync_all().map_err(failed)?;
-    Ok(file)
+    file.sync_all().map_err(failed)?;
+    Ok(temporary)
 }
 
-fn persist(file: NamedTempFile, path: &Path) -> Result<()> {
-    let _: File = file.persist(path).map_err(|error| FormatError::io("write", path, error.error))?;
-    Ok(())
+fn persist(file: TempPath, path: &Path) -> Result<()> {
+    file.persist(path).map_err(|error| FormatError::io("write", path, error.error))
 }
 
 /// Bytes of all vectors of numbers.

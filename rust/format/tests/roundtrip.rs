@@ -122,6 +122,25 @@ fn files_are_replaced_whole() {
 }
 
 #[test]
+#[cfg(unix)]
+fn links_are_followed_and_what_is_no_file_is_refused() {
+    let folder = tempfile::tempdir().unwrap();
+    let (path, link) = (folder.path().join("model.mnn"), folder.path().join("link.mnn"));
+    std::fs::write(&path, b"old").unwrap();
+    std::os::unix::fs::symlink(&path, &link).unwrap();
+    let size = write_file(&sample_model(), &link, &WriteOptions::default()).unwrap();
+    assert!(std::fs::symlink_metadata(&link).unwrap().is_symlink());
+    assert_eq!(std::fs::metadata(&path).unwrap().len(), size);
+    let socket = folder.path().join("socket");
+    let _listening = std::os::unix::net::UnixListener::bind(&socket).unwrap();
+    for other in [folder.path(), &socket] {
+        let error = write_file(&sample_model(), other, &WriteOptions::default()).unwrap_err();
+        assert!(error.to_string().ends_with("it exists and is no regular file"), "{error}");
+    }
+    assert_eq!(std::fs::read_dir(folder.path()).unwrap().count(), 3, "no temporary file is left");
+}
+
+#[test]
 fn a_failed_write_leaves_the_old_file() {
     struct Failing;
     impl PayloadSource for Failing {
