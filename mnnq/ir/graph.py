@@ -173,11 +173,11 @@ class Graph:
 
     def fresh(self, stem: str) -> str:
         """A value name that is not in use, made from `stem`."""
-        taken = self._names()
         while True:
             self._serial += 1
             name = f"{stem}__{self._serial}"
-            if name not in taken:
+            known = name in self.constants or name in self.values or name in self.inputs
+            if not known and not any(name in node.outputs for node in self.nodes):
                 return name
 
     def add_constant(self, stem: str, array: npt.NDArray[Any]) -> str:

@@ -16,6 +16,7 @@ import onnx
 
 from mnnq.errors import UnsupportedError
 from mnnq.ir.graph import Graph, Node, ValueInfo
+from mnnq.passes.batch_statistics import expand_batch_statistics
 from mnnq.passes.resolve_padding import resolve_padding
 from mnnq.passes.rewriting import bypass, scalar
 
@@ -257,21 +258,24 @@ def _softmax(graph: Graph, node: Node) -> Sequence[Node] | None:
     ]
 
 
-def _batch_norm(graph: Graph, node: Node) -> None:
+def _batch_norm(graph: Graph, node: Node) -> Sequence[Node] | None:
     if graph.opset < 9 and int(node.attrs.pop("spatial", 1)) != 1:
         raise _refuse(node, "spatial = 0")
     _trim(node)
-    training = int(node.attrs.get("training_mode", 0))
+    training = int(node.attrs.pop("training_mode", 0))
     if graph.opset < 14 and any(node.outputs[1:]):
         uses = graph.consumers()
         if any(name in uses or name in graph.outputs for name in node.outputs[1:] if name):
-            training = 1
-        else:
-            node.outputs = node.outputs[:1]
+            raise _refuse(node, "training mode of an opset before 14")
+        node.outputs = node.outputs[:1]
     if training:
-        raise _refuse(node, "training mode")
-    for key in ("training_mode", "momentum", "spatial"):
+        rank = graph.info(node.inputs[0]).rank
+        if rank is None or rank < 2:
+            raise _refuse(node, f"training mode on a tensor of rank {rank or 'unknown'}")
+        return expand_batch_statistics(graph, node, rank)
+    for key in ("momentum", "spatial"):
         node.attrs.pop(key, None)
+    return None
 
 
 def _group_norm(graph: Graph, node: Node) -> Sequence[Node] | None:

@@ -139,6 +139,35 @@ def test_slice(
     both("Slice", X, others, mnn_runtime, constant, shape, order=order)
 
 
+@pytest.mark.parametrize("shape", [None, ["a", "b", "c", "d"]])
+@pytest.mark.parametrize("axis", range(4))
+@pytest.mark.parametrize("start", [-1, BIG, -3, 2])
+@pytest.mark.parametrize("end", [-BIG, -5, 0])
+@pytest.mark.parametrize("step", [-1, -2])
+def test_reversed_slice_of_an_image(
+    mnn_runtime: MnnRuntime, shape: list[Any] | None, axis: int, start: int, end: int, step: int
+) -> None:
+    # The runtime's StridedSlice corrupts its memory for negative steps on four axes.
+    x = np.arange(6 * 5 * 7 * 6, dtype=np.float32).reshape(6, 5, 7, 6)
+    if not x.shape[axis] or not len(range(*slice(start, end, step).indices(x.shape[axis]))):
+        pytest.skip("nothing is left")
+    others = {"s": ints(start), "e": ints(end), "a": ints(axis), "t": ints(step)}
+    check(single("Slice", {"x": x}, others, shapes={"x": shape} if shape else None), {"x": x}, mnn_runtime)
+
+
+def test_reversed_slice_with_other_axes(mnn_runtime: MnnRuntime) -> None:
+    x = np.arange(2 * 3 * 7 * 6, dtype=np.float32).reshape(2, 3, 7, 6)
+    others = {"s": ints(1, -1, -1), "e": ints(3, -BIG, 0), "a": ints(1, 3, 2), "t": ints(1, -1, -2)}
+    check(single("Slice", {"x": x}, others), {"x": x}, mnn_runtime)
+
+
+def test_reversed_slice_with_run_time_bounds_is_refused() -> None:
+    x = np.zeros((2, 3, 4, 5), np.float32)
+    inputs = {"x": x, "s": ints(-1), "e": ints(0)}
+    with pytest.raises(UnsupportedError, match="rank above 3"):
+        convert_onnx(single("Slice", inputs, {"a": ints(3), "t": ints(-1)}))
+
+
 def test_a_slice_of_everything_moves_nothing(mnn_runtime: MnnRuntime) -> None:
     model_ = both("Slice", X, {"s": ints(0), "e": ints(BIG), "a": ints(1)}, mnn_runtime, True)
     assert not any(op.type == "StridedSlice" for op in model_.ops)

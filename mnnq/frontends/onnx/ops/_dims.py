@@ -183,7 +183,7 @@ def strided_slice(
     steps: Sequence[int] | str | None = None,
     out: str | None = None,
 ) -> str:
-    """``StridedSlice`` with ONNX's meaning of starts, ends and steps."""
+    """``StridedSlice`` with ONNX's meaning of starts, ends and steps, of which none may be negative (`backward`)."""
     inputs = [
         x,
         starts if isinstance(starts, str) else vector(b, starts),
@@ -194,6 +194,28 @@ def strided_slice(
         inputs.append(steps if isinstance(steps, str) else vector(b, steps))
     info = ValueInfo(b.info(x).dtype, _sliced(b, x, starts, ends, axes, steps))
     return b.emit("StridedSlice", inputs, out, param_type="StridedSliceParam", fromType=1, info=info)
+
+
+def backward(
+    b: Lowering, x: str, start: int, end: int, axis: int, step: int, out: str | None = None
+) -> str:
+    """``x[start:end:step]`` along one axis with a negative step, by gathering.
+
+    The runtime's ``StridedSlice`` writes beyond its buffers for negative steps on tensors of rank 4.
+    """
+    size = size_of(b, x, axis)
+    if isinstance(size, int):
+        picked = vector(b, range(*slice(start, end, step).indices(size)), "reversed")
+        return gather(b, x, picked, axis, out)
+    last = arithmetic(b, "SUB", size, 1)
+    if start < 0:
+        first = last if start == -1 else arithmetic(b, "MAXIMUM", arithmetic(b, "ADD", size, start), -1)
+    else:
+        first = last if start >= INT_LIMIT else arithmetic(b, "MINIMUM", last, start)
+    limit: Size = end
+    if end < 0:
+        limit = -1 if end <= -INT_LIMIT else arithmetic(b, "MAXIMUM", arithmetic(b, "ADD", size, end), -1)
+    return gather(b, x, iota(b, first, limit, step), axis, out)
 
 
 def _sliced(

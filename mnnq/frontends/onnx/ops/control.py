@@ -166,7 +166,7 @@ def _place_results(b: Lowering, node: Node, stacks: list[str], count: int) -> No
         if not out:
             continue
         if back:
-            stack = dims.strided_slice(b, stack, [-1], [-INT_LIMIT], [0], [-1])
+            stack = dims.backward(b, stack, -1, -INT_LIMIT, 0, -1)
         if axis:
             shape = b.shape(out) or b.shape(stack)
             if shape is None:

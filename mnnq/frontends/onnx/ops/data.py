@@ -114,6 +114,9 @@ def slice_(b: Lowering, node: Node) -> None:
         sizes = dims.gather(b, dims.shape_of(b, x), axis, 0)
     inputs[1] = _not_before_start(b, inputs[1], sizes)
     if node.has_input(4):
+        if (steps is None or min(steps) < 0) and b.rank(x) > 3:
+            msg = "negative or run-time steps with bounds that are not constant, on a tensor of rank above 3"
+            raise Unsupported(msg)
         inputs.append(node.inputs[4])
     b.emit("StridedSlice", inputs, out, param_type="StridedSliceParam", fromType=1)
 
@@ -154,6 +157,12 @@ def _constant_slice(
         kept.append((start, end, at, step))
     if not kept:
         b.identity(x, out)
+        return
+    reverse = [entry for entry in kept if entry[3] < 0]
+    kept = [entry for entry in kept if entry[3] > 0]
+    for index, entry in enumerate(reverse):
+        x = dims.backward(b, x, *entry, out if not kept and index == len(reverse) - 1 else None)
+    if not kept:
         return
     begin, stop, at_axes, by = (list(column) for column in zip(*kept, strict=True))
     first: list[int] | str = begin

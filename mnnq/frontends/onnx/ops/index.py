@@ -246,7 +246,7 @@ def arg_extremum(b: Lowering, node: Node) -> None:
     if kind == "ArgMin" and not b.is_float(x):
         # The runtime compares integers as floats there.
         x, kind = b.unary("NEG", x), "ArgMax"
-    source = dims.strided_slice(b, x, [-1], [-INT_LIMIT], [axis], [-1]) if last else x
+    source = dims.backward(b, x, -1, -INT_LIMIT, axis, -1) if last else x
     found = b.emit(
         kind, [source], out if not keep and not last else None, param_type="ArgMax", axis=axis, topK=1,
         outMaxVal=0, softmaxThreshold=0,

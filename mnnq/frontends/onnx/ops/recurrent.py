@@ -236,7 +236,7 @@ class Recurrence:
         finals, stacks = counted_loop(b, f"{way.name}__loop", count, states, names, step)
         y = stacks[0]
         if way.reverse:
-            y = dims.strided_slice(b, y, [-1], [-INT_LIMIT], [0], [-1])
+            y = dims.backward(b, y, -1, -INT_LIMIT, 0, -1)
         return y, finals
 
     def _unrolls(self) -> bool:
