@@ -196,9 +196,7 @@ def strided_slice(
     return b.emit("StridedSlice", inputs, out, param_type="StridedSliceParam", fromType=1, info=info)
 
 
-def backward(
-    b: Lowering, x: str, start: int, end: int, axis: int, step: int, out: str | None = None
-) -> str:
+def backward(b: Lowering, x: str, start: int, end: int, axis: int, step: int, out: str | None = None) -> str:
     """``x[start:end:step]`` along one axis with a negative step, by gathering.
 
     The runtime's ``StridedSlice`` writes beyond its buffers for negative steps on tensors of rank 4.
