@@ -18,8 +18,10 @@ from mnnq.passes.rewriting import int_list, rename_uses
 
 _log = logging.getLogger(__name__)
 
-#: A result may be this much bigger (bytes) than the constants it is made from; beyond, the file would swell.
+#: A result may be this much bigger (bytes) than the constants it is made from, or take `WIDENING` times their size
+#: (8-bit weights made float32); beyond, the file would swell.
 GROWTH_LIMIT = 1 << 22
+WIDENING = 4
 
 #: Operators whose results are not determined by their inputs.
 RANDOM_OPS = frozenset(
@@ -72,7 +74,8 @@ def _fold(graph: Graph, node: Node, known: _Constants) -> list[_Array] | None:
     if any(True for _ in node.subgraphs()):
         return None
     arrays = [known[name] if name else None for name in node.inputs]
-    if _expected_bytes(graph, node, arrays) > sum(known[name].nbytes for name in set(names)) + GROWTH_LIMIT:
+    given = sum(known[name].nbytes for name in set(names))
+    if _expected_bytes(graph, node, arrays) > max(given + GROWTH_LIMIT, WIDENING * given):
         return None
     fast = _FAST.get(node.op_type)
     try:

@@ -14,6 +14,7 @@ from typing import TypeVar
 from mnnq.ir.graph import Graph
 from mnnq.ir.model import Model
 from mnnq.passes.dead_ops import merge_duplicate_ops, remove_dead_ops
+from mnnq.passes.expand_quantized import expand_quantized
 from mnnq.passes.fold_constants import fold_constants
 from mnnq.passes.fuse_activation import fuse_activation
 from mnnq.passes.fuse_activation_patterns import fuse_activation_patterns
@@ -63,7 +64,7 @@ def optimize_graph(graph: Graph) -> None:
         As `mnnq.passes.normalize.normalize` says.
     """
     forget_declared_shapes(graph)
-    _run(graph, (extract_constants, widen_halves, infer_shapes, normalize))
+    _run(graph, (extract_constants, widen_halves, infer_shapes, expand_quantized, infer_shapes, normalize))
     _repeat(graph, _FOLDING)
     _run(graph, (narrow_doubles,))
     _repeat(graph, _FUSING)

@@ -58,6 +58,12 @@ def _quantize(
 ) -> str:
     """``clamp(round(scaled) + zero)`` as INT32, halves to even; `zero` is INT32 or absent."""
     low, high = bounds
+    fixed = b.constant(zero) if zero else None
+    if fixed is not None and fixed.size == 1:
+        point = int(fixed.reshape(-1)[0])
+        rounded = emit.round_small(b, emit.clip(b, scaled, float(low - point), float(high - point)))
+        shifted = b.binary("ADD", rounded, b.const(np.float32(point))) if point else rounded
+        return b.cast(shifted, "DT_INT32", out)
     # Within the clamp nothing exceeds 2**17, so that the short form of rounding is exact.
     safe = emit.clip(b, scaled, float(low - high), float(high - low + 1))
     if zero is None:
