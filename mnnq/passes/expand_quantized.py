@@ -29,6 +29,9 @@ _QLINEAR = {
     "QLinearSoftmax": (1, "Softmax"),
 }
 
+#: Quantized types whose grids float32 holds with room for rounding.
+_GRIDS = frozenset({"uint8", "int8", "uint16", "int16"})
+
 _FLOAT_PRODUCTS = {"ConvInteger": "Conv", "MatMulInteger": "MatMul"}
 
 
@@ -53,7 +56,62 @@ def expand_quantized(graph: Graph) -> int:
         count += made is not None
         nodes.extend([node] if made is None else made)
     graph.nodes = nodes
+    return count + _fuse_pairs(graph)
+
+
+def _fuse_pairs(graph: Graph) -> int:
+    """``DequantizeLinear(QuantizeLinear(x))`` with one scale s and zero point z: rounding to a grid, in float.
+
+    ``Round(Clip(x / s, low - z, high - z)) * s``; adding and taking off 1.5 * 2**23 rounds what is below 2**22,
+    halves to even.
+    """
+    producers = graph.producers()
+    nodes: list[Node] = []
+    count = 0
+    for node in graph.nodes:
+        source = producers.get(node.inputs[0]) if node.op_type == "DequantizeLinear" else None
+        pair = _pair(graph, source, node) if source is not None else None
+        if source is None or pair is None:
+            nodes.append(node)
+            continue
+        scale, low, high = pair
+        out = node.outputs[0]
+        step = graph.add_constant(f"{out}_scale", scale)
+        magic = graph.add_constant(f"{out}_magic", np.float32(3 << 22))
+        bounds = [graph.add_constant(f"{out}_bound", np.float32(bound)) for bound in (low, high)]
+        ratio, clipped, raised, rounded = (graph.fresh(out) for _ in range(4))
+        nodes += [
+            Node("Div", [source.inputs[0], step], [ratio]),
+            Node("Clip", [ratio, *bounds], [clipped]),
+            Node("Add", [clipped, magic], [raised]),
+            Node("Sub", [raised, magic], [rounded]),
+            Node("Mul", [rounded, step], [out], name=node.name),
+        ]
+        count += 1
+    graph.nodes = nodes
     return count
+
+
+def _pair(graph: Graph, source: Node, node: Node) -> tuple[np.ndarray, int, int] | None:
+    """Scale and bounds of a quantization that is undone with the same parameters of one value."""
+    if source.op_type != "QuantizeLinear" or len(source.inputs) != 3 or len(node.inputs) != 3:
+        return None
+    if graph.info(source.inputs[0]).dtype != np.float32 or {*source.attrs, *node.attrs} - {
+        "axis",
+        "saturate",
+    }:
+        return None
+    parameters = [graph.constant(name) for name in (*source.inputs[1:], *node.inputs[1:])]
+    scale, zero, scale_back, zero_back = parameters
+    if scale is None or zero is None or scale_back is None or zero_back is None:
+        return None
+    if scale.size != 1 or scale.dtype != np.float32 or zero.dtype.name not in _GRIDS:
+        return None
+    same = scale.tobytes() == scale_back.tobytes() and zero.tobytes() == zero_back.tobytes()
+    if not same or zero.dtype != zero_back.dtype or scale_back.size != 1:
+        return None
+    point, limits = int(zero.reshape(-1)[0]), np.iinfo(zero.dtype)
+    return scale.reshape(()), limits.min - point, limits.max - point
 
 
 def _dequantized(graph: Graph, nodes: list[Node], x: str, scale: str, zero: str) -> str:
@@ -79,9 +137,7 @@ def _qlinear(graph: Graph, node: Node) -> list[Node] | None:
 
 def _concat(graph: Graph, node: Node) -> list[Node]:
     nodes: list[Node] = []
-    parts = [
-        _dequantized(graph, nodes, *node.inputs[i : i + 3]) for i in range(2, len(node.inputs) - 2, 3)
-    ]
+    parts = [_dequantized(graph, nodes, *node.inputs[i : i + 3]) for i in range(2, len(node.inputs) - 2, 3)]
     result = graph.fresh(f"{node.outputs[0]}_float")
     nodes.append(Node("Concat", parts, [result], dict(node.attrs), node.name))
     nodes.append(Node("QuantizeLinear", [result, *node.inputs[:2]], node.outputs))

@@ -13,6 +13,7 @@ from mnnq.passes.expand_quantized import expand_quantized
 from mnnq.passes.pipeline import optimize_graph
 from mnnq.writer.to_mnn import to_bytes
 from tests import builders
+from tests.ops.harness import check
 from tests.passes.helpers import onnxruntime
 from tests.peers.mnn_runtime import MnnRuntime
 
@@ -23,7 +24,13 @@ CONTRIB = "com.microsoft"
 
 def quantized(*nodes: onnx.NodeProto, x: np.ndarray = X, **constants: np.ndarray) -> onnx.ModelProto:
     """A float model around quantized nodes: they read ``q`` (uint8, scale s, zero point z) and write ``r`` (t, u)."""
-    fixed = {"s": np.float32(0.03), "z": np.uint8(120), "t": np.float32(0.07), "u": np.uint8(110), **constants}
+    fixed = {
+        "s": np.float32(0.03),
+        "z": np.uint8(120),
+        "t": np.float32(0.07),
+        "u": np.uint8(110),
+        **constants,
+    }
     every = [
         helper.make_node("QuantizeLinear", ["x", "s", "z"], ["q"]),
         *nodes,
@@ -79,7 +86,12 @@ def test_qlinear_conv(mnn_runtime: MnnRuntime, group: int, scales: int) -> None:
 def test_qgemm(mnn_runtime: MnnRuntime, trans: int) -> None:
     x = RNG.standard_normal((3, 10)).astype(np.float32)
     node = helper.make_node(
-        "QGemm", ["q", "s", "z", "w", "ws", "wz", "b", "t", "u"], ["r"], domain=CONTRIB, transB=trans, alpha=1.0
+        "QGemm",
+        ["q", "s", "z", "w", "ws", "wz", "b", "t", "u"],
+        ["r"],
+        domain=CONTRIB,
+        transB=trans,
+        alpha=1.0,
     )
     proto = quantized(
         node, x=x, w=weights(*((5, 10) if trans else (10, 5))), ws=np.float32(0.01), wz=np.int8(3),
@@ -129,3 +141,26 @@ def test_integer_products_that_stay_integers_are_kept() -> None:
     x = RNG.integers(0, 255, (3, 8)).astype(np.uint8)
     graph = load_graph(builders.model([node], {"q": x}, ["y"], {"w": weights(8, 5)}, opset=17))
     assert expand_quantized(graph) == 0
+
+
+@pytest.mark.parametrize("zero", [np.uint8(0), np.uint8(120), np.int8(-3), np.int16(5)])
+def test_pairs_round_to_a_grid(mnn_runtime: MnnRuntime, zero: np.generic) -> None:
+    # Halves of steps show how ties are rounded, large values how the ends of the range are.
+    x = np.concatenate([np.arange(-40, 40) * 0.125, [99.0, -99.0, 1e6, -1e6]]).astype(np.float32)
+    nodes = [
+        helper.make_node("QuantizeLinear", ["x", "s", "z"], ["q"]),
+        helper.make_node("DequantizeLinear", ["q", "s", "z"], ["y"]),
+    ]
+    constants = {"s": np.array(0.25, np.float32), "z": np.asarray(zero)}
+    proto = builders.model(nodes, {"x": x}, ["y"], constants, opset=21)
+    model = check(proto, {"x": x}, mnn_runtime)
+    assert sum(op.type not in ("Input", "Const") for op in model.ops) == 5
+
+
+def test_pairs_of_different_scales_are_kept() -> None:
+    nodes = [
+        helper.make_node("QuantizeLinear", ["x", "s", "z"], ["q"]),
+        helper.make_node("DequantizeLinear", ["q", "t", "z"], ["y"]),
+    ]
+    constants = {"s": np.array(0.25, np.float32), "t": np.array(0.5, np.float32), "z": np.array(3, np.uint8)}
+    assert expand_quantized(load_graph(builders.model(nodes, {"x": X}, ["y"], constants, opset=17))) == 0

@@ -138,20 +138,33 @@ def test_dropout_disappears_and_its_mask_is_ones():
     assert "Dropout" not in kinds(graph)
 
 
-@pytest.mark.parametrize(
-    ("node", "constants"),
-    [
-        (helper.make_node("Dropout", ["x", "r", "t"], ["y"]), {"r": np.float32(0.5), "t": np.array(True)}),
-        (
-            helper.make_node("BatchNormalization", ["x", *"abcd"], ["y", "m", "v"], training_mode=1),
-            {k: np.ones(6, np.float32) for k in "abcd"},
-        ),
-    ],
-)
-def test_training_mode_is_refused(node, constants):
-    proto = builders.model([node], {"x": X}, list(node.output), constants, opset=15)
+def test_dropout_in_training_mode_is_refused():
+    node = helper.make_node("Dropout", ["x", "r", "t"], ["y"])
+    constants = {"r": np.array(0.5, np.float32), "t": np.array(True)}
+    proto = builders.model([node], {"x": X}, ["y"], constants, opset=15)
     with pytest.raises(UnsupportedError, match="training mode"):
         normalize(load_graph(proto))
+
+
+def test_batch_norm_in_training_mode_takes_the_statistics_of_its_input():
+    node = helper.make_node(
+        "BatchNormalization", ["x", *"abcd"], ["y", "m", "v"], training_mode=1, momentum=0.7, epsilon=1e-3
+    )
+    x = normal(3, 6, 5)
+    constants = {k: np.abs(normal(6, seed=i)) for i, k in enumerate("abcd")}
+    proto = builders.model([node], {"x": x}, ["y", "m", "v"], constants, opset=15)
+    assert "BatchNormalization" not in kinds(rewritten(proto, {"x": x}))
+
+
+def test_batch_norm_in_training_mode_of_a_constant_folds():
+    nodes = [
+        helper.make_node("BatchNormalization", ["w", *"abcd"], ["n", "m", "v"], training_mode=1),
+        helper.make_node("MatMul", ["x", "n"], ["y"]),
+    ]
+    x = normal(2, 6)
+    constants = {"w": normal(6, 4), **{k: np.ones(4, np.float32) for k in "abcd"}}
+    proto = builders.model(nodes, {"x": x}, ["y"], constants, opset=15)
+    assert kinds(rewritten(proto, {"x": x})) == ["MatMul"]
 
 
 def test_identity_disappears_but_outputs_keep_their_names():
