@@ -75,10 +75,12 @@ def with_shape(b: Lowering, x: str, shape: Sequence[Dim] | None) -> ValueInfo:
 
 
 def shape_of(b: Lowering, x: str) -> str:
-    """``Shape``: dims of `x` as an INT32 vector, in NCHW order."""
-    rank = b.info(x).rank
-    info = ValueInfo(np.dtype(np.int32), (rank,))
-    return b.emit("Shape", [x], default_format="NCHW", info=info)
+    """Dims of `x` as an INT32 vector: a constant when all are known, else ``Shape``, written once."""
+    static = b.static_shape(x)
+    if static is not None:
+        return int_list(b, static)
+    info = ValueInfo(np.dtype(np.int32), (b.info(x).rank,))
+    return b.once(("Shape", x), lambda: b.emit("Shape", [x], default_format="NCHW", info=info))
 
 
 def dim_of(b: Lowering, x: str, axis: int) -> str:
@@ -134,7 +136,7 @@ def _inferred(b: Lowering, x: str, dims: Sequence[int | None]) -> list[Dim]:
 def unsqueeze(b: Lowering, x: str, axes: Sequence[int], out: str | None = None) -> str:
     """Insert axes of size 1; `axes` are positions in the result, not negative."""
     shape = b.shape(x)
-    info = None
+    info = with_shape(b, x, None)
     if shape is not None:
         dims = list(shape)
         for axis in sorted(axes):
@@ -142,14 +144,14 @@ def unsqueeze(b: Lowering, x: str, axes: Sequence[int], out: str | None = None) 
         info = with_shape(b, x, dims)
     return b.emit(
         "Unsqueeze", [x], out, param_type="SqueezeParam",
-        squeezeDims=np.asarray(axes, np.int32), info=info,
+        squeezeDims=np.asarray(sorted(axes), np.int32), info=info,
     )  # fmt: skip
 
 
 def squeeze(b: Lowering, x: str, axes: Sequence[int], out: str | None = None) -> str:
     """Remove axes of size 1 (not negative)."""
     shape = b.shape(x)
-    info = None
+    info = with_shape(b, x, None)
     if shape is not None:
         info = with_shape(b, x, [d for i, d in enumerate(shape) if i not in axes])
     return b.emit(
@@ -157,10 +159,14 @@ def squeeze(b: Lowering, x: str, axes: Sequence[int], out: str | None = None) ->
     )
 
 
-def concat(b: Lowering, parts: Sequence[str], axis: int, out: str | None = None) -> str:
-    """``Concat`` along an axis (not negative)."""
+def concat(
+    b: Lowering, parts: Sequence[str], axis: int, out: str | None = None, info: ValueInfo | None = None
+) -> str:
+    """``Concat`` along an axis (not negative); `info` is the result's type and shape if the caller knows it."""
+    if info is not None:
+        return b.emit("Concat", list(parts), out, param_type="Axis", axis=axis, info=info)
     shapes = [b.shape(part) for part in parts]
-    info = None
+    info = with_shape(b, parts[0], None)
     if all(shape is not None for shape in shapes):
         dims: list[Dim] = list(shapes[0] or ())
         sizes = [shape[axis] for shape in shapes if shape is not None]

@@ -6,6 +6,10 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from mnnq.frontends.onnx.emit import concat as concat
+from mnnq.frontends.onnx.emit import shape_of as shape_of
+from mnnq.frontends.onnx.emit import squeeze as squeeze
+from mnnq.frontends.onnx.emit import unsqueeze as unsqueeze
 from mnnq.frontends.onnx.lowering import INT_LIMIT, Lowering, Unsupported
 from mnnq.ir.graph import Node, ValueInfo
 
@@ -42,20 +46,6 @@ def vector(b: Lowering, values: Sequence[int], stem: str = "ints") -> str:
 def scalar(b: Lowering, value: int) -> str:
     """An INT32 constant of rank 0."""
     return b.const(np.asarray(value, np.int32), "int")
-
-
-def shape_of(b: Lowering, x: str) -> str:
-    """The shape of a tensor as an INT32 vector."""
-    static = b.static_shape(x)
-    if static is not None:
-        return vector(b, static, "shape")
-    shape = b.shape(x)
-    return b.once(
-        ("Shape", x),
-        lambda: b.emit(
-            "Shape", [x], default_format="NCHW", info=ValueInfo(INT, None if shape is None else (len(shape),))
-        ),
-    )
 
 
 def size_of(b: Lowering, x: str, axis: int) -> Size:
@@ -142,36 +132,6 @@ def reshape_to(b: Lowering, x: str, sizes: Sequence[Size], out: str | None = Non
         made, ValueInfo(b.info(x).dtype, tuple(s if isinstance(s, int) and s > 0 else None for s in sizes))
     )
     return made
-
-
-def concat(
-    b: Lowering, parts: Sequence[str], axis: int, out: str | None = None, info: ValueInfo | None = None
-) -> str:
-    """``Concat`` along `axis`."""
-    return b.emit("Concat", parts, out, param_type="Axis", axis=axis, info=info)
-
-
-def squeeze(b: Lowering, x: str, axes: Sequence[int], out: str | None = None) -> str:
-    """``Squeeze`` of `axes` (counted from the front)."""
-    shape = b.shape(x)
-    kept = None if shape is None else tuple(d for i, d in enumerate(shape) if i not in axes)
-    return b.emit(
-        "Squeeze", [x], out, param_type="SqueezeParam", squeezeDims=np.asarray(axes, np.int32),
-        info=ValueInfo(b.info(x).dtype, kept),
-    )  # fmt: skip
-
-
-def unsqueeze(b: Lowering, x: str, axes: Sequence[int], out: str | None = None) -> str:
-    """``Unsqueeze`` at `axes` of the result (counted from the front)."""
-    shape = b.shape(x)
-    made = None
-    if shape is not None:
-        rest = iter(shape)
-        made = tuple(1 if i in axes else next(rest) for i in range(len(shape) + len(axes)))
-    return b.emit(
-        "Unsqueeze", [x], out, param_type="SqueezeParam", squeezeDims=np.asarray(sorted(axes), np.int32),
-        info=ValueInfo(b.info(x).dtype, made),
-    )  # fmt: skip
 
 
 def strided_slice(
