@@ -382,6 +382,9 @@ class NativeSession:
     def outputs(self) -> list[tuple[str, str | None, list[int] | None]]:
         """Outputs, as `inputs`; dtype and shape are None where only running tells."""
 
+    def metadata(self) -> bytes:
+        """What the file keeps in `extraInfo.buffer`: a buffer whose root is a table `Extra`, or nothing."""
+
     def run(self, names: list[str] | None, feeds: dict[str, npt.NDArray[Any]]) -> list[npt.NDArray[Any]]:
         """Run the model on arrays of the inputs' very dtypes; returns the outputs named, or all."""
 

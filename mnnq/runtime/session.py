@@ -20,6 +20,8 @@ import onnx
 from mnnq import _native
 from mnnq.convert import convert_onnx
 from mnnq.errors import ConfigError, InputError
+from mnnq.ir.signature import Signature
+from mnnq.writer.from_mnn import read_signature
 from mnnq.writer.to_mnn import to_bytes
 
 #: The one provider there is.
@@ -122,12 +124,12 @@ class NodeArg:
     type
         Element type as onnxruntime spells it, e.g. ``"tensor(float)"``.
     shape
-        Lengths of the axes, None for lengths that vary.
+        Lengths of the axes; a symbol of the source model or None for lengths that vary.
     """
 
     name: str
     type: str
-    shape: list[int | None]
+    shape: list[int | str | None]
 
 
 @dataclass(frozen=True)
@@ -194,9 +196,8 @@ class InferenceSession:
     ) -> None:
         self._options = _options(sess_options)
         _check_providers(providers)
-        source, proto = _source(path_or_bytes)
         self._session = _native.NativeSession(
-            source,
+            _source(path_or_bytes),
             threads=self._options.threads,
             precision=self._options.precision.value,
             memory=self._options.memory.value,
@@ -204,8 +205,9 @@ class InferenceSession:
             fuse=self._options.fuse,
         )
         self._inputs = {name: (dtype, shape) for name, dtype, shape in self._session.inputs()}
-        #: Element types of the ONNX model where they differ from the run-time ones.
-        self._declared = {} if proto is None else _declared_types(proto)
+        signature = read_signature(self._session.metadata()) or Signature()
+        #: Inputs and outputs as the source model states them; empty for files of other tools.
+        self._source = {spec.name: spec for spec in (*signature.inputs, *signature.outputs)}
 
     def get_session_options(self) -> SessionOptions:
         """The options of the session."""
@@ -291,9 +293,16 @@ class InferenceSession:
         return [StepProfile(**step) for step in self._session.profile()]
 
     def _node_arg(self, name: str, dtype: str | None, shape: list[int] | None) -> NodeArg:
-        dtype = self._declared.get(name, dtype)
-        kind = _TYPES.get(dtype or "", "tensor(?)")
+        kind = _TYPES.get(self._declared(name) or dtype or "", "tensor(?)")
+        source = self._source.get(name)
+        if source is not None and source.shape is not None:
+            return NodeArg(name, kind, list(source.shape))
         return NodeArg(name, kind, [None if n < 0 else n for n in shape or []])
+
+    def _declared(self, name: str) -> str | None:
+        """Element type in the source model, when it is known and NumPy has it."""
+        spec = self._source.get(name)
+        return spec.dtype if spec is not None and spec.dtype in _TYPES else None
 
     def _feed(self, name: str, value: npt.ArrayLike) -> npt.NDArray[Any]:
         """`value` as an array that the runtime can read in place."""
@@ -305,25 +314,23 @@ class InferenceSession:
                 raise InputError(msg, key=name)
             array = array.astype(np.int32)
         elif (
-            wanted == "float32"
-            and self._declared.get(name) in ("float16", "float64")
-            and array.dtype.kind == "f"
+            wanted == "float32" and self._declared(name) in ("float16", "float64") and array.dtype.kind == "f"
         ):
             array = array.astype(np.float32)
         if wanted is not None and array.dtype.name != wanted:
-            msg = f"input {name!r} is {array.dtype.name}, wanted {self._declared.get(name, wanted)}"
+            msg = f"input {name!r} is {array.dtype.name}, wanted {self._declared(name) or wanted}"
             raise InputError(msg, key=name)
         return np.require(array, requirements=["C", "A"])
 
     def _as_declared(
         self, names: list[str] | None, outputs: list[npt.NDArray[Any]]
     ) -> list[npt.NDArray[Any]]:
-        """The outputs in the element types of the ONNX model they come from."""
-        if not self._declared:
+        """The outputs in the element types of the source model."""
+        if not self._source:
             return outputs
         names = names or [name for name, _, _ in self._session.outputs()]
         pairs = zip(names, outputs, strict=True)
-        return [out.astype(self._declared.get(name, out.dtype.name), copy=False) for name, out in pairs]
+        return [out.astype(self._declared(name) or out.dtype, copy=False) for name, out in pairs]
 
 
 def _options(options: SessionOptions | Mapping[str, Any] | None) -> SessionOptions:
@@ -346,20 +353,16 @@ def _check_providers(providers: Sequence[Any] | None) -> None:
         raise ConfigError(msg, key="providers")
 
 
-def _source(
-    source: str | os.PathLike[str] | bytes | onnx.ModelProto,
-) -> tuple[Path | bytes, onnx.ModelProto | None]:
-    """What the native session reads, and the ONNX model it comes from, if it does."""
+def _source(source: str | os.PathLike[str] | bytes | onnx.ModelProto) -> Path | bytes:
+    """What the native session reads; ONNX models are converted."""
     if isinstance(source, onnx.ModelProto):
-        return to_bytes(convert_onnx(source)), source
+        return to_bytes(convert_onnx(source))
     if isinstance(source, (bytes, bytearray, memoryview)):
         data = bytes(source)
         proto = _onnx_bytes(data)
-        return (data, None) if proto is None else (to_bytes(convert_onnx(proto)), proto)
+        return data if proto is None else to_bytes(convert_onnx(proto))
     path = Path(source)
-    if path.suffix.lower() == ".onnx":
-        return to_bytes(convert_onnx(path)), onnx.load(path, load_external_data=False)
-    return path, None
+    return to_bytes(convert_onnx(path)) if path.suffix.lower() == ".onnx" else path
 
 
 def _onnx_bytes(data: bytes) -> onnx.ModelProto | None:
@@ -375,13 +378,3 @@ def _onnx_bytes(data: bytes) -> onnx.ModelProto | None:
     except Exception:
         return None
     return proto if proto.graph.node or proto.graph.output else None
-
-
-def _declared_types(proto: onnx.ModelProto) -> dict[str, str]:
-    """NumPy names of the element types of inputs and outputs."""
-    found = {}
-    for info in (*proto.graph.input, *proto.graph.output):
-        elem = info.type.tensor_type.elem_type
-        if elem and elem != onnx.TensorProto.STRING:
-            found[info.name] = np.dtype(onnx.helper.tensor_dtype_to_np_dtype(elem)).name
-    return {name: dtype for name, dtype in found.items() if dtype in _TYPES}

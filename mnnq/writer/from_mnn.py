@@ -57,6 +57,7 @@ def from_net(fields: dict[str, Any], path: Path | None = None) -> Model:
     if missing:
         msg = f"output {missing[0]!r} is no tensor of the model"
         raise FormatError(msg, file=str(path) if path else None, key="outputName")
+    buffer = net.get("extraInfo", {}).get("buffer")
     return Model(
         ops=ops,
         outputs=outputs,
@@ -64,18 +65,15 @@ def from_net(fields: dict[str, Any], path: Path | None = None) -> Model:
         tensor_quant=quant,
         tensor_order=names,
         net=net,
-        signature=_signature(net),
+        signature=None if buffer is None else read_signature(buffer.tobytes()),
         source=path,
     )
 
 
-def _signature(net: dict[str, Any]) -> Signature | None:
-    """The signature that mnnq wrote; other tools keep other things in the buffer, or nothing."""
-    content = net.get("extraInfo", {}).get("buffer")
-    if content is None:
-        return None
+def read_signature(content: bytes) -> Signature | None:
+    """The signature in the content of ``extraInfo.buffer``; other tools keep other things there, or nothing."""
     try:
-        return Signature.from_extra(_native.table_from_bytes("Extra", content.tobytes()))
+        return Signature.from_extra(_native.table_from_bytes("Extra", content))
     except FormatError:
         return None
 

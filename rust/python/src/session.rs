@@ -106,6 +106,11 @@ impl NativeSession {
         infos(py, py.detach(|| self.session.outputs()))
     }
 
+    /// What the file keeps in `extraInfo.buffer`: a buffer whose root is a table `Extra`, or nothing.
+    fn metadata<'py>(&self, py: Python<'py>) -> Bound<'py, PyBytes> {
+        PyBytes::new(py, self.session.metadata())
+    }
+
     /// Run the model on arrays of the inputs' very dtypes; returns the outputs named, or all.
     fn run<'py>(
         &self,

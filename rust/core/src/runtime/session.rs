@@ -2,6 +2,7 @@
 
 use std::path::Path;
 
+use mnnq_format::schema::{extra_info, net};
 use mnnq_format::{Model, ReadLimits, SideFile, read, read_file};
 use smallvec::SmallVec;
 
@@ -46,6 +47,7 @@ pub struct Session {
     options: SessionOptions,
     /// Names of the outputs, in the order of the file.
     outputs: Vec<String>,
+    metadata: Vec<u8>,
 }
 
 impl Session {
@@ -80,7 +82,18 @@ impl Session {
         let outputs = graph.outputs.iter().map(|&value| graph.names[value].clone()).collect();
         let parallel = Parallel::new(options.threads)?;
         let executor = Executor::new(graph, options.clone());
-        Ok(Self { executor, parallel, options, outputs })
+        let extra = model.net().get(net::EXTRA_INFO);
+        let metadata = extra.and_then(|extra| extra.get(extra_info::BUFFER)).map(|buffer| {
+            let bytes = buffer.as_slice::<i8>().unwrap_or_default();
+            bytes.iter().map(|&byte| byte.cast_unsigned()).collect()
+        });
+        Ok(Self { executor, parallel, options, outputs, metadata: metadata.unwrap_or_default() })
+    }
+
+    /// What the file keeps in `extraInfo.buffer`: a buffer whose root is a table `Extra`, or nothing.
+    #[must_use]
+    pub fn metadata(&self) -> &[u8] {
+        &self.metadata
     }
 
     /// The options.
