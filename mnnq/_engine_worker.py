@@ -14,6 +14,8 @@ from typing import Any
 
 import numpy as np
 
+from mnnq.errors import UnsupportedError
+
 
 def _onnxruntime(
     model: str, feeds: dict[str, Any], outputs: list[str], _options: dict[str, Any]
@@ -27,6 +29,17 @@ def _onnxruntime(
 
 def _mnn(model: str, feeds: dict[str, Any], outputs: list[str], options: dict[str, Any]) -> list[Any]:
     return forward(load_module(model, list(feeds), outputs, **options), feeds.values())
+
+
+def _mnnq(model: str, feeds: dict[str, Any], outputs: list[str], options: dict[str, Any]) -> list[Any]:
+    from mnnq.runtime import InferenceSession
+
+    chosen = {
+        "threads": options.get("threads", 1),
+        "precision": options.get("precision", "normal"),
+        "memory": "low" if options.get("memory_low") else "normal",
+    }
+    return list(InferenceSession(model, chosen).run(outputs, {name: _narrow(a) for name, a in feeds.items()}))
 
 
 def load_module(
@@ -97,9 +110,12 @@ def main(folder: Path) -> None:
     request = json.loads((folder / "request.json").read_text())
     with np.load(folder / "in.npz") as arrays:
         feeds = {name: arrays[key] for key, name in request["feeds"].items()}
-    run = {"onnxruntime": _onnxruntime, "mnn": _mnn}[request["engine"]]
+    run = {"onnxruntime": _onnxruntime, "mnn": _mnn, "mnnq": _mnnq}[request["engine"]]
     try:
         results = run(request["model"], feeds, request["outputs"], request["options"])
+    except UnsupportedError as error:
+        (folder / "answer.json").write_text(json.dumps({"problems": error.problems}))
+        return
     except Exception as error:  # whatever a foreign program raises is its answer
         text = " ".join(str(error).split()) or type(error).__name__
         (folder / "answer.json").write_text(json.dumps({"error": text}))

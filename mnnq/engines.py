@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from mnnq.errors import ConfigError, MnnqError
+from mnnq.errors import ConfigError, MnnqError, UnsupportedError
 
 Arrays = dict[str, npt.NDArray[Any]]
 
@@ -25,8 +25,8 @@ class EngineError(MnnqError):
 
 
 def installed(engine: str) -> bool:
-    """Whether an engine (``"mnn"`` or ``"onnxruntime"``) can be used here."""
-    return importlib.util.find_spec({"mnn": "MNN", "onnxruntime": "onnxruntime"}[engine]) is not None
+    """Whether an engine (``"mnn"``, ``"onnxruntime"`` or ``"mnnq"``, which always is) can be used here."""
+    return engine == "mnnq" or importlib.util.find_spec({"mnn": "MNN", "onnxruntime": "onnxruntime"}[engine]) is not None
 
 
 def require(engine: str) -> None:
@@ -63,11 +63,11 @@ def run_engine(
     Parameters
     ----------
     engine
-        ``"onnxruntime"`` for an ONNX file, ``"mnn"`` (the MNN wheel, CPU) for a `.mnn` file.
+        ``"onnxruntime"`` for an ONNX file; for a `.mnn` file ``"mnn"`` (the MNN wheel, CPU) or ``"mnnq"`` (our own).
     feeds
         Input arrays by name.
     options
-        For ``"mnn"``: ``memory_low`` (bool), ``precision`` (``"normal"``, ``"high"``, ``"low"``), ``threads``.
+        For `.mnn` files: ``memory_low`` (bool), ``precision`` (``"normal"``, ``"high"``, ``"low"``), ``threads``.
     timeout
         Seconds after which the run counts as hung.
 
@@ -75,6 +75,8 @@ def run_engine(
     ------
     EngineError
         The engine refused the model, died or hung.
+    UnsupportedError
+        Our own runtime does not have an operator of the model.
     ConfigError
         The engine is not installed.
     """
@@ -107,6 +109,8 @@ def run_engine(
             msg = f"{engine} {how}"
             raise EngineError(msg, file=str(model))
         reply = json.loads(answer.read_text())
+        if "problems" in reply:
+            raise UnsupportedError(reply["problems"], file=str(model))
         if "error" in reply:
             msg = f"{engine}: {reply['error']}"
             raise EngineError(msg, file=str(model))

@@ -1,4 +1,4 @@
-"""Checking a `.mnn` file against the ONNX model it came from, by running both."""
+"""Checking a `.mnn` file against the ONNX model it came from, or runtimes against each other, by running them."""
 
 from __future__ import annotations
 
@@ -27,6 +27,10 @@ WORST_THRESHOLD = 0.5
 
 #: How much larger than the rule of thumb the error of an output may be.
 MARGIN = 2.0
+
+
+#: Runtimes for `.mnn` files, as results name them.
+ENGINES = {"mnn": "MNN", "mnnq": "mnnq"}
 
 
 @dataclass(frozen=True)
@@ -108,6 +112,7 @@ class VerifyResult:
     threshold: float
     outputs: tuple[OutputError, ...]
     threshold_reason: str = "as given"
+    reference_engine: str = "onnxruntime"
 
     @property
     def passed(self) -> bool:
@@ -132,6 +137,7 @@ class VerifyResult:
         ]
         return {
             "reference": self.reference,
+            "reference_engine": self.reference_engine,
             "model": self.model,
             "engine": self.engine,
             "samples": self.samples,
@@ -179,6 +185,7 @@ def verify(
     reference: str | Path,
     model: str | Path,
     *,
+    engine: str = "mnn",
     inputs: Mapping[str, npt.NDArray[Any]] | None = None,
     input_shapes: Mapping[str, Sequence[int]] | None = None,
     samples: int = 2,
@@ -188,19 +195,24 @@ def verify(
     precision: str = "normal",
     timeout: float = 600.0,
 ) -> VerifyResult:
-    """Run an ONNX model in onnxruntime and a `.mnn` file in the real MNN runtime, and compare.
+    """Run a reference and a `.mnn` file and compare. `verify_engines` compares several runtimes at once.
 
     Parameters
     ----------
+    reference
+        An ONNX model, which runs in onnxruntime, or a `.mnn` file, which runs in the real MNN runtime.
+    engine
+        What runs `model`: ``"mnn"``, the real MNN runtime, or ``"mnnq"``, our own.
     inputs
         Arrays by input name; by default `samples` sets of random ones (standard normal floats; integers that are
         valid indices, 0 and 1).
     input_shapes
         Shapes of inputs with symbolic axes, for random inputs; an axis not given is 1.
     threshold
-        Largest `OutputError.relative` that passes; None for `default_threshold`.
+        Largest `OutputError.relative` that passes; None for `default_threshold`, or, when `model` is the reference
+        itself and computes in floats, `FLOAT_THRESHOLD`.
     memory_low
-        Run MNN in ``Memory_Low`` mode (activations quantized at run time).
+        Run `model` in low-memory mode. MNN then quantizes activations while running; our own runtime does not.
 
     Raises
     ------
@@ -208,40 +220,105 @@ def verify(
         Inputs do not fit the model, or an engine is not installed.
     ModelError
         A file cannot be read as what it should be.
+    UnsupportedError
+        Our own runtime does not have an operator of the model.
     EngineError
         An engine refused a model, died or hung.
     """
+    (result,) = verify_engines(
+        reference,
+        model,
+        (engine,),
+        inputs=inputs,
+        input_shapes=input_shapes,
+        samples=samples,
+        seed=seed,
+        threshold=threshold,
+        memory_low=memory_low,
+        precision=precision,
+        timeout=timeout,
+    )
+    return result
+
+
+def verify_engines(
+    reference: str | Path,
+    model: str | Path,
+    engines: Sequence[str],
+    *,
+    inputs: Mapping[str, npt.NDArray[Any]] | None = None,
+    input_shapes: Mapping[str, Sequence[int]] | None = None,
+    samples: int = 2,
+    seed: int = 0,
+    threshold: float | None = None,
+    memory_low: bool = False,
+    precision: str = "normal",
+    timeout: float = 600.0,
+) -> tuple[VerifyResult, ...]:
+    """As `verify`, for each of several engines; the reference runs once per sample."""
     if samples < 1:
         msg = f"{samples} samples are not possible; use 1 or more"
         raise ConfigError(msg, key="samples")
+    for engine in engines:
+        if engine not in ENGINES:
+            msg = f"{engine!r} is not possible; use {', '.join(ENGINES)}"
+            raise ConfigError(msg, key="engine")
     reference, model = Path(reference), Path(model)
-    limit = _threshold(threshold, model, memory_low, precision)
-    ports, outputs = _signature(reference)
+    limits = [_threshold(threshold, reference, model, engine, memory_low, precision) for engine in engines]
+    source = "mnn" if is_mnn(reference) else "onnxruntime"
+    ports, outputs = _signature_mnn(reference) if is_mnn(reference) else _signature(reference)
     sets = [_checked(inputs, ports)] if inputs is not None else []
     generator = np.random.default_rng(seed)
     while len(sets) < samples and inputs is None:
         sets.append(_random(ports, input_shapes or {}, generator))
-    pairs: dict[str, list[tuple[Any, Any]]] = {name: [] for name in outputs}
+    wanted = [run_engine(source, reference, feeds, outputs, timeout=timeout) for feeds in sets]
     options = {"memory_low": memory_low, "precision": precision}
-    for feeds in sets:
-        wanted = run_engine("onnxruntime", reference, feeds, outputs, timeout=timeout)
-        got = run_engine("mnn", model, feeds, outputs, options=options, timeout=timeout)
-        for name in outputs:
-            pairs[name].append((wanted[name], got[name]))
-    engine = "MNN, memory low" if memory_low else "MNN"
-    errors = tuple(compare(name, pairs[name]) for name in outputs)
-    return VerifyResult(
-        str(reference), str(model), engine, len(sets), limit.value, errors, threshold_reason=limit.reason
-    )
+    results = []
+    for engine, limit in zip(engines, limits, strict=True):
+        got = [run_engine(engine, model, feeds, outputs, options=options, timeout=timeout) for feeds in sets]
+        errors = [
+            compare(name, [(ref[name], out[name]) for ref, out in zip(wanted, got, strict=True)])
+            for name in outputs
+        ]
+        label = ENGINES[engine] + (", memory low" if memory_low else "")
+        results.append(
+            VerifyResult(
+                str(reference),
+                str(model),
+                label,
+                len(sets),
+                limit.value,
+                tuple(errors),
+                threshold_reason=limit.reason,
+                reference_engine=ENGINES.get(source, source),
+            )
+        )
+    return tuple(results)
 
 
-def _threshold(given: float | None, path: Path, memory_low: bool, precision: str) -> Threshold:
-    """The threshold to apply; the model is read in any case, for its errors are clearer than those of the runtime."""
+def _threshold(
+    given: float | None, reference: Path, path: Path, engine: str, memory_low: bool, precision: str
+) -> Threshold:
+    """The threshold to apply; the model is read in any case, for its errors are clearer than those of a runtime."""
     if given is not None and not given >= 0:
         msg = f"{given!r} is not possible; use 0 or more"
         raise ConfigError(msg, key="threshold")
-    default = default_threshold(load_mnn(path), memory_low=memory_low, precision=precision)
-    return default if given is None else Threshold(given, "as given")
+    model = load_mnn(path)
+    # Only MNN quantizes activations in that mode.
+    memory_low = memory_low and engine == "mnn"
+    default = default_threshold(model, memory_low=memory_low, precision=precision)
+    if given is not None:
+        return Threshold(given, "as given")
+    same = reference.exists() and reference.samefile(path)
+    if same and not memory_low and precision != "low" and not model.tensor_quant and not _int8_layers(model):
+        return Threshold(FLOAT_THRESHOLD, "the same weights in floats")
+    return default
+
+
+def _int8_layers(model: Model) -> bool:
+    """Whether a layer computes in int8 by parameters of its own."""
+    layers = [op for _, op in model.all_ops() if op.param_type == "Convolution2D"]
+    return any(describe(op).storage is Storage.OLD_INT8 or "symmetricQuan" in op.params for op in layers)
 
 
 def _signature(path: Path) -> tuple[dict[str, tuple[np.dtype[Any], list[int | None]]], list[str]]:
@@ -267,6 +344,22 @@ def _signature(path: Path) -> tuple[dict[str, tuple[np.dtype[Any], list[int | No
         msg = "not an ONNX file, or a damaged one: it has no outputs"
         raise ModelError(msg, file=str(path))
     return ports, [value.name for value in proto.graph.output]
+
+
+#: NumPy types of the inputs of `.mnn` files, by what `inspect_model` calls them.
+_MNN_TYPES = {"float": "float32", "int32": "int32", "uint8": "uint8", "int8": "int8", "int64": "int32", "bool": "int32"}
+
+
+def _signature_mnn(path: Path) -> tuple[dict[str, tuple[np.dtype[Any], list[int | None]]], list[str]]:
+    """As `_signature`, of a `.mnn` file."""
+    model = load_mnn(path)
+    ports = {}
+    for op in model.ops:
+        if op.type != "Input":
+            continue
+        (name,) = op.outputs
+        port = PORT
+    return ports, list(model.outputs)
 
 
 def _checked(

@@ -20,6 +20,8 @@ COMMANDS = {
     "quant": ("mnnq.cli.quant", "Quantize a model's weights (ONNX or .mnn) and write a .mnn file."),
     "convert": ("mnnq.cli.convert", "Convert an ONNX model to .mnn without quantizing it."),
     "info": ("mnnq.cli.info", "Show inputs, operators and how each layer's weights are stored."),
+    "run": ("mnnq.cli.run", "Run a model in mnnq's own runtime and show its outputs."),
+    "bench": ("mnnq.cli.bench", "Time a model in mnnq's own runtime, as a whole and per operator."),
     "verify": ("mnnq.cli.verify", "Run a .mnn file against its ONNX model and compare the outputs."),
     "mnnconvert": ("mnnq.cli.mnn_flags", "Accept the options of MNN's own converter."),
 }
@@ -61,7 +63,7 @@ class _LazyGroup(click.Group):
     help="Show the version.",
 )
 def cli() -> None:
-    """Compress trained neural networks into MNN files."""
+    """Compress trained neural networks into MNN files and run them."""
 
 
 def main(arguments: Sequence[str] | None = None) -> NoReturn:

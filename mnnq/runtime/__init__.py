@@ -1,5 +1,8 @@
-"""Running models: `InferenceSession` and its options."""
+"""Running models: `InferenceSession` and its options, `benchmark`."""
 
+from mnnq.runtime.benchmark import BenchmarkResult as BenchmarkResult
+from mnnq.runtime.benchmark import OperatorTime as OperatorTime
+from mnnq.runtime.benchmark import benchmark as benchmark
 from mnnq.runtime.session import InferenceSession as InferenceSession
 from mnnq.runtime.session import Memory as Memory
 from mnnq.runtime.session import NodeArg as NodeArg
@@ -7,4 +10,14 @@ from mnnq.runtime.session import Precision as Precision
 from mnnq.runtime.session import SessionOptions as SessionOptions
 from mnnq.runtime.session import StepProfile as StepProfile
 
-__all__ = ["InferenceSession", "Memory", "NodeArg", "Precision", "SessionOptions", "StepProfile"]
+__all__ = [
+    "BenchmarkResult",
+    "InferenceSession",
+    "Memory",
+    "NodeArg",
+    "OperatorTime",
+    "Precision",
+    "SessionOptions",
+    "StepProfile",
+    "benchmark",
+]

@@ -4,10 +4,8 @@ use std::path::PathBuf;
 
 use mnnq_core::runtime::{MemoryMode, PrecisionMode, RuntimeError, Session, SessionOptions, TensorInfo};
 use mnnq_core::tensor::{DType, Element as TensorElement, Layout, Shape, Tensor, TensorDesc, TensorView};
-use numpy::{
-    Element, IntoPyArray, PyArray1, PyArrayDyn, PyArrayMethods, PyReadonlyArrayDyn, PyUntypedArrayMethods,
-};
-use pyo3::exceptions::PyTypeError;
+use numpy::{Element, PyArray1, PyArrayDyn, PyArrayMethods, PyReadonlyArrayDyn, PyUntypedArrayMethods};
+use pyo3::exceptions::{PyMemoryError, PyTypeError};
 use pyo3::prelude::*;
 use pyo3::types::{PyBytes, PyDict, PyList};
 
@@ -274,13 +272,28 @@ fn physical_array<'py>(py: Python<'py>, view: TensorView<'_>) -> PyResult<Bound<
 }
 
 fn flat<'py>(py: Python<'py>, view: TensorView<'_>) -> PyResult<Bound<'py, PyAny>> {
-    Ok(match view.desc().dtype {
-        DType::F32 => PyArray1::from_slice(py, view.data::<f32>()).into_any(),
-        DType::I32 => PyArray1::from_slice(py, view.data::<i32>()).into_any(),
-        DType::U8 => PyArray1::from_slice(py, view.data::<u8>()).into_any(),
-        DType::I8 => PyArray1::from_slice(py, view.data::<i8>()).into_any(),
-        DType::F16 => view.data::<half::f16>().to_vec().into_pyarray(py).into_any(),
-    })
+    match view.desc().dtype {
+        DType::F32 => copied(py, view.data::<f32>()),
+        DType::I32 => copied(py, view.data::<i32>()),
+        DType::U8 => copied(py, view.data::<u8>()),
+        DType::I8 => copied(py, view.data::<i8>()),
+        DType::F16 => copied(py, view.data::<half::f16>()),
+    }
+}
+
+/// A new array of rank 1. `ExecutionError` if there is no memory for it, where the `numpy` crate would panic.
+fn copied<'py, T: Element + Copy>(py: Python<'py>, data: &[T]) -> PyResult<Bound<'py, PyAny>> {
+    let empty = py.import("numpy")?.call_method1("empty", (data.len(), T::get_dtype(py)));
+    let array = empty.map_err(|error| {
+        if !error.is_instance_of::<PyMemoryError>(py) {
+            return error;
+        }
+        let bytes = size_of_val(data);
+        let message = format!("not enough memory: an output takes {bytes} bytes");
+        raise(py, "ExecutionError", &message, &Place::default())
+    })?;
+    array.cast::<PyArray1<T>>()?.try_readwrite()?.as_slice_mut()?.copy_from_slice(data);
+    Ok(array)
 }
 
 fn infos(py: Python<'_>, infos: Vec<TensorInfo>) -> PyResult<Bound<'_, PyList>> {

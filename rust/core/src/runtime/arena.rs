@@ -1,5 +1,7 @@
 //! The memory of one run of a plan.
 
+use crate::runtime::error::RuntimeError;
+
 /// 64 bytes: the unit of the arena, one cache line.
 pub(crate) type Line = [u128; LINE_WORDS];
 
@@ -17,6 +19,15 @@ pub(crate) struct Arena {
 
 impl Arena {
     /// An arena of `lines` lines, zeroed by the operating system as they are first touched.
+    ///
+    /// # Errors
+    /// [`RuntimeError::Memory`] if there is not that much.
+    pub(crate) fn try_new(lines: usize) -> Result<Self, RuntimeError> {
+        require_memory(lines.saturating_mul(LINE_BYTES))?;
+        Ok(Self::new(lines))
+    }
+
+    /// As [`try_new`](Self::try_new), for few lines.
     pub(crate) fn new(lines: usize) -> Self {
         let words = vec![0_u128; (lines + 1) * LINE_WORDS];
         let start = words.as_ptr().align_offset(LINE_BYTES).min(LINE_WORDS);
@@ -39,9 +50,32 @@ impl Arena {
     }
 }
 
+/// Allocations below this size are not worth asking for.
+const SMALL: usize = 1 << 20;
+
+/// Checks that `bytes` can be allocated: a model may describe tensors that no machine can hold, and an allocation that
+/// fails would end the process.
+///
+/// # Errors
+/// [`RuntimeError::Memory`] if they cannot.
+pub(crate) fn require_memory(bytes: usize) -> Result<(), RuntimeError> {
+    if bytes < SMALL {
+        return Ok(());
+    }
+    // Given back at once: zeroed pages for real use come from the allocator without being touched.
+    Vec::<u8>::new().try_reserve_exact(bytes).map_err(|_| RuntimeError::Memory { bytes })
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn what_cannot_be_held_is_an_error() {
+        assert!(require_memory(SMALL).is_ok());
+        assert!(matches!(require_memory(usize::MAX / 2), Err(RuntimeError::Memory { .. })));
+        assert!(Arena::try_new(usize::MAX / 4).is_err());
+    }
 
     #[test]
     fn lines_are_aligned() {

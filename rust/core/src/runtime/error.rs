@@ -98,6 +98,12 @@ pub enum RuntimeError {
         /// What the operating system says.
         problem: String,
     },
+    /// The tensors of a run need more memory than there is.
+    #[error("not enough memory: {bytes} bytes more are needed for tensors of these shapes")]
+    Memory {
+        /// What could not be had.
+        bytes: usize,
+    },
     /// Shapes that cannot be.
     #[error(transparent)]
     Shape(#[from] ShapeError),

@@ -181,9 +181,9 @@ pub(crate) fn view<'a>(located: &Located, frames: &'a [Frame], feeds: &[TensorVi
 impl Segment {
     const SPARE_ARENAS: usize = 16;
 
-    fn arena(&self) -> Arena {
+    fn arena(&self) -> Result<Arena, RuntimeError> {
         let spare = self.arenas.lock().unwrap_or_else(PoisonError::into_inner).pop();
-        spare.unwrap_or_else(|| Arena::new(self.lines))
+        spare.map_or_else(|| Arena::try_new(self.lines), Ok)
     }
 
     /// Runs the steps as the next frame.
@@ -194,7 +194,7 @@ impl Segment {
         parallel: &Parallel,
         mut observer: Option<&mut Observer<'_>>,
     ) -> Result<(), RuntimeError> {
-        let frame = Frame { segment: self.clone(), arena: self.arena(), owned: Vec::new() };
+        let frame = Frame { segment: self.clone(), arena: self.arena()?, owned: Vec::new() };
         frames.push(frame);
         let mut taps = self.taps.iter().peekable();
         for (done, step) in self.steps.iter().map(Some).chain([None]).enumerate() {

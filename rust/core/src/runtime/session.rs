@@ -6,6 +6,7 @@ use mnnq_format::schema::{extra_info, net};
 use mnnq_format::{Model, ReadLimits, SideFile, read, read_file};
 use smallvec::SmallVec;
 
+use super::arena::require_memory;
 use super::config::SessionOptions;
 use super::error::RuntimeError;
 use super::executor::{Executor, Request};
@@ -211,11 +212,18 @@ impl Session {
         let request = Request { inputs: &descs, known: &[], outputs: &wanted, observe: observer.is_some() };
         let plan = self.executor.plan(&request)?;
         let mut found: Vec<Option<Tensor>> = vec![None; wanted.len()];
+        let mut refused = None;
         self.parallel.install(|| {
             self.executor.run(&plan, &views, &self.parallel, observer, &mut |position, view| {
-                found[position] = Some(Tensor::from_view(view));
+                match require_memory(view.bytes().len()) {
+                    Ok(()) => found[position] = Some(Tensor::from_view(view)),
+                    Err(error) => refused = Some(error),
+                }
             })
         })?;
+        if let Some(error) = refused {
+            return Err(error);
+        }
         found
             .into_iter()
             .zip(&wanted)

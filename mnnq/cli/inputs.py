@@ -1,0 +1,348 @@
+"""Inputs of ``run`` and ``bench``: arrays from files, images, random numbers."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import click
+
+from mnnq.cli import common
+
+if TYPE_CHECKING:
+    import numpy as np
+    import numpy.typing as npt
+
+    from mnnq.runtime.session import InferenceSession, NodeArg
+
+_F = TypeVar("_F", bound=Callable[..., Any])
+
+
+class FileOption(common.ParamBase):
+    """``name=file``, or ``file`` alone: (name or None, path)."""
+
+    name = "name=file"
+
+    def convert(
+        self, value: Any, param: click.Parameter | None, ctx: click.Context | None
+    ) -> tuple[str | None, Path]:
+        """Split the text of the option; names may hold ``=`` and an existing file is never split."""
+        if isinstance(value, tuple):
+            return value
+        text = str(value)
+        name, equals, path = text.rpartition("=")
+        if not equals or Path(text).is_file():
+            return None, Path(text)
+        if not name or not path:
+            self.fail(f"{text!r} is not of the form name=file", param, ctx)
+        return name, Path(path)
+
+
+class SizeOption(common.ParamBase):
+    """``HEIGHTxWIDTH``."""
+
+    name = "size"
+
+    def convert(
+        self, value: Any, param: click.Parameter | None, ctx: click.Context | None
+    ) -> tuple[int, int]:
+        """Parse the text of the option."""
+        if isinstance(value, tuple):
+            return value
+        match = re.fullmatch(r"([1-9]\d*)[x,]([1-9]\d*)", str(value))
+        if match is None:
+            self.fail(f"{value!r} is not of the form HEIGHTxWIDTH", param, ctx)
+        return int(match[1]), int(match[2])
+
+
+class NumbersOption(common.ParamBase):
+    """One number, or one per channel: ``0.5`` or ``123.7,116.3,103.5``."""
+
+    name = "numbers"
+
+    def convert(
+        self, value: Any, param: click.Parameter | None, ctx: click.Context | None
+    ) -> tuple[float, ...]:
+        """Parse the text of the option."""
+        if isinstance(value, tuple):
+            return value
+        try:
+            return tuple(float(part) for part in str(value).split(","))
+        except ValueError:
+            self.fail(f"{value!r} is no number, nor numbers with commas between", param, ctx)
+
+
+@dataclass(frozen=True)
+class ImageSettings:
+    """How an image becomes an input: resize to `size`, order of channels, ``(pixel - mean) * scale``."""
+
+    size: tuple[int, int] | None = None
+    mean: tuple[float, ...] = (0.0,)
+    scale: tuple[float, ...] = (1.0,)
+    bgr: bool = False
+
+
+def options(function: _F) -> _F:
+    """Add the options that `gather` takes."""
+    decorators = (
+        click.option(
+            "--input",
+            "-i",
+            "files",
+            type=FileOption(),
+            multiple=True,
+            metavar="NAME=FILE",
+            help="An input: .npy, .npz (the array of that name, or the only one) or an image. "
+            "FILE alone: the input of a model that has one, or an .npz with all. Repeatable.",
+        ),
+        click.option(
+            "--random", "seed", type=int, metavar="SEED", help="Random values for all other inputs."
+        ),
+        click.option(
+            "--shape",
+            "shapes",
+            type=common.ShapeOption(),
+            multiple=True,
+            metavar="NAME=SHAPE",
+            help="Shape of a random input, e.g. input=1x3x224x224; axes that vary are 1 without. Repeatable.",
+        ),
+        click.option(
+            "--size", type=SizeOption(), metavar="HxW", help="Size of images. [default: the model's]"
+        ),
+        click.option(
+            "--mean",
+            type=NumbersOption(),
+            default="0",
+            show_default=True,
+            help="Taken from pixels (0 to 255).",
+        ),
+        click.option(
+            "--scale",
+            type=NumbersOption(),
+            default="1",
+            show_default=True,
+            help="Multiplies pixels less mean.",
+        ),
+        click.option("--bgr", is_flag=True, help="Channels of images in the order blue, green, red."),
+    )
+    for decorator in reversed(decorators):
+        function = decorator(function)
+    return function
+
+
+def session_options(function: _F) -> _F:
+    """Add ``--threads``, ``--precision`` and ``--memory``."""
+    decorators = (
+        click.option("--threads", type=click.IntRange(1, 1024), help="Threads to use. [default: all CPUs]"),
+        click.option(
+            "--precision",
+            type=click.Choice(["normal", "high", "low"]),
+            default="normal",
+            show_default=True,
+            help="high: sums in double precision; low: float weights as half floats.",
+        ),
+        click.option(
+            "--memory",
+            type=click.Choice(["normal", "low"]),
+            default="normal",
+            show_default=True,
+            help="low: quantized weights stay packed.",
+        ),
+    )
+    for decorator in reversed(decorators):
+        function = decorator(function)
+    return function
+
+
+def open_session(model: Path, threads: int | None, precision: str, memory: str) -> InferenceSession:
+    """A session for `model`; its errors name the file."""
+    from mnnq.errors import MnnqError
+    from mnnq.runtime import InferenceSession
+
+    common.check_source(model)
+    chosen: dict[str, Any] = {"precision": precision, "memory": memory}
+    if threads is not None:
+        chosen["threads"] = threads
+    try:
+        return InferenceSession(model, chosen)
+    except MnnqError as error:
+        error.file = error.file or str(model)
+        raise
+
+
+def gather(
+    ports: Sequence[NodeArg],
+    files: Sequence[tuple[str | None, Path]],
+    seed: int | None,
+    shapes: Mapping[str, Sequence[int]],
+    image: ImageSettings,
+) -> dict[str, npt.NDArray[Any]]:
+    """The arrays to run a model on.
+
+    Raises
+    ------
+    InputError
+        An input is missing, unknown or given twice, or a file does not hold it; `key` names it.
+    OSError
+        A file cannot be read.
+    """
+    import numpy as np
+
+    from mnnq.errors import InputError
+
+    known = {port.name: port for port in ports}
+    feeds: dict[str, npt.NDArray[Any]] = {}
+    for name, path in files:
+        for found, array in _from_file(name, path, known, image).items():
+            _known(found, known)
+            if found in feeds:
+                msg = f"input {found!r} is given twice"
+                raise InputError(msg, file=str(path), key=found)
+            feeds[found] = array
+    for name in shapes:
+        _known(name, known)
+        if name in feeds or seed is None:
+            msg = f"--shape is for random inputs; input {name!r} is {'read from a file' if name in feeds else 'none'}"
+            raise InputError(msg, key=name)
+    generator = None if seed is None else np.random.default_rng(abs(seed))
+    for name, port in known.items():
+        if name in feeds:
+            continue
+        if generator is None:
+            msg = f"input {name!r} ({describe(port)}) is not given; use --input {name}=FILE or --random 0"
+            raise InputError(msg, key=name)
+        feeds[name] = _random(port, shapes.get(name), generator)
+    return feeds
+
+
+def describe(port: NodeArg) -> str:
+    """Type and shape of an input: ``float32 1x3x?x?``."""
+    return f"{_dtype(port).name} {'x'.join('?' if n is None else str(n) for n in port.shape) or 'scalar'}"
+
+
+def _known(name: str, known: Mapping[str, NodeArg]) -> None:
+    from mnnq.errors import InputError
+
+    if name not in known:
+        msg = f"no input is named {name!r}; inputs: {', '.join(known) or 'none'}"
+        raise InputError(msg, key=name)
+
+
+def _dtype(port: NodeArg) -> np.dtype[Any]:
+    import numpy as np
+
+    kind = port.type.removeprefix("tensor(").removesuffix(")")
+    return np.dtype({"float": "float32", "double": "float64"}.get(kind, kind))
+
+
+def _random(port: NodeArg, shape: Sequence[int] | None, generator: np.random.Generator) -> npt.NDArray[Any]:
+    """Standard normal floats; integers that are 0 or 1, valid as indices."""
+    lengths = tuple(shape) if shape is not None else tuple(1 if n is None else n for n in port.shape)
+    dtype = _dtype(port)
+    if dtype.kind == "f":
+        return generator.standard_normal(lengths).astype(dtype)
+    return generator.integers(0, 2, lengths).astype(dtype)
+
+
+def _from_file(
+    name: str | None, path: Path, known: Mapping[str, NodeArg], image: ImageSettings
+) -> dict[str, npt.NDArray[Any]]:
+    """The inputs that a file holds."""
+    from mnnq.errors import InputError
+
+    suffix = path.suffix.lower()
+    if suffix == ".npz":
+        arrays = _arrays(path, name)
+        if name is None and (len(known) != 1 or len(arrays) != 1 or set(arrays) <= set(known)):
+            return arrays
+        target = name or next(iter(known))
+        if target in arrays:
+            return {target: arrays[target]}
+        if len(arrays) == 1:
+            return {target: next(iter(arrays.values()))}
+        msg = f"no array for input {target!r}; the file has {', '.join(arrays) or 'none'}"
+        raise InputError(msg, file=str(path), key=target)
+    if name is None and len(known) != 1:
+        msg = f"say which input this file is for, NAME={path}; inputs: {', '.join(known) or 'none'}"
+        raise InputError(msg, file=str(path))
+    target = name or next(iter(known))
+    _known(target, known)
+    if suffix == ".npy":
+        return _arrays(path, target)
+    return {target: _image(path, known[target], image)}
+
+
+def _arrays(path: Path, name: str | None) -> dict[str, npt.NDArray[Any]]:
+    """Arrays of an .npz file, or the one of an .npy file under `name`."""
+    import zipfile
+    import zlib
+
+    import numpy as np
+
+    from mnnq.errors import InputError
+
+    try:
+        loaded = np.load(path, allow_pickle=False)
+        if isinstance(loaded, np.ndarray):
+            return {name or "": loaded}
+        with loaded as arrays:
+            return {key: arrays[key] for key in arrays.files}
+    except (ValueError, EOFError, zipfile.BadZipFile, zlib.error) as error:
+        what = "inputs" if name is None else f"input {name!r}"
+        msg = f"not a file of arrays for {what}: {error}"
+        raise InputError(msg, file=str(path), key=name) from error
+
+
+def _image(path: Path, port: NodeArg, settings: ImageSettings) -> npt.NDArray[Any]:
+    """An image as an input ``[1, c, h, w]``, or ``[1, h, w, c]`` where the model's last axis has the channels."""
+    import numpy as np
+
+    from mnnq.errors import ConfigError, InputError
+
+    try:
+        from PIL import Image, UnidentifiedImageError
+    except ImportError:
+        msg = "images need Pillow; `pip install pillow` installs it"
+        raise ConfigError(msg, file=str(path)) from None
+
+    def refuse(problem: str) -> InputError:
+        return InputError(f"input {port.name!r}: {problem}", file=str(path), key=port.name)
+
+    dtype = _dtype(port)
+    if len(port.shape) != 4 or dtype.name not in ("float32", "uint8"):
+        msg = f"an image cannot be {describe(port)}; give an .npy file"
+        raise refuse(msg)
+    last = port.shape[1] not in (1, 3) and port.shape[3] in (1, 3)
+    channels = port.shape[3 if last else 1]
+    if channels not in (1, 3):
+        msg = f"an image has 1 or 3 channels, the input is {describe(port)}"
+        raise refuse(msg)
+    height, width = port.shape[1:3] if last else port.shape[2:4]
+    try:
+        with Image.open(path) as opened:
+            picture = opened.convert("RGB" if channels == 3 else "L")
+    except (UnidentifiedImageError, Image.DecompressionBombError) as error:
+        msg = f"neither .npy nor .npz nor an image: {error}"
+        raise refuse(msg) from error
+    wanted = settings.size or (height or picture.height, width or picture.width)
+    if wanted != (picture.height, picture.width):
+        picture = picture.resize((wanted[1], wanted[0]), Image.Resampling.BILINEAR)
+    pixels = np.asarray(picture).reshape(*wanted, channels)
+    if settings.bgr:
+        pixels = pixels[:, :, ::-1]
+    mean, scale = (np.asarray(values, np.float32) for values in (settings.mean, settings.scale))
+    for key, values in (("--mean", mean), ("--scale", scale)):
+        if values.size not in (1, channels):
+            msg = f"{key} has {values.size} numbers, wanted 1 or {channels}"
+            raise refuse(msg)
+    if dtype.name == "uint8":
+        if mean.any() or (scale != 1).any():
+            msg = "it takes pixels as they are (uint8); leave out --mean and --scale"
+            raise refuse(msg)
+        value = pixels
+    else:
+        value = (pixels.astype(np.float32) - mean) * scale
+    return np.ascontiguousarray(value[None] if last else value.transpose(2, 0, 1)[None])
