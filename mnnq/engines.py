@@ -26,7 +26,10 @@ class EngineError(MnnqError):
 
 def installed(engine: str) -> bool:
     """Whether an engine (``"mnn"``, ``"onnxruntime"`` or ``"mnnq"``, which always is) can be used here."""
-    return engine == "mnnq" or importlib.util.find_spec({"mnn": "MNN", "onnxruntime": "onnxruntime"}[engine]) is not None
+    return (
+        engine == "mnnq"
+        or importlib.util.find_spec({"mnn": "MNN", "onnxruntime": "onnxruntime"}[engine]) is not None
+    )
 
 
 def require(engine: str) -> None:

@@ -15,6 +15,7 @@ import numpy.typing as npt
 from mnnq.api import load_mnn
 from mnnq.engines import Arrays, run_engine
 from mnnq.errors import ConfigError, ModelError
+from mnnq.files import is_mnn
 from mnnq.ir.model import Model
 from mnnq.quantization.embedding import stored_bits
 from mnnq.quantization.stored import Storage, describe
@@ -212,7 +213,7 @@ def verify(
         Largest `OutputError.relative` that passes; None for `default_threshold`, or, when `model` is the reference
         itself and computes in floats, `FLOAT_THRESHOLD`.
     memory_low
-        Run `model` in low-memory mode. MNN then quantizes activations while running; our own runtime does not.
+        Run `model` in low-memory mode (MNN then quantizes activations while running).
 
     Raises
     ------
@@ -264,7 +265,7 @@ def verify_engines(
             msg = f"{engine!r} is not possible; use {', '.join(ENGINES)}"
             raise ConfigError(msg, key="engine")
     reference, model = Path(reference), Path(model)
-    limits = [_threshold(threshold, reference, model, engine, memory_low, precision) for engine in engines]
+    limit = _threshold(threshold, reference, model, memory_low, precision)
     source = "mnn" if is_mnn(reference) else "onnxruntime"
     ports, outputs = _signature_mnn(reference) if is_mnn(reference) else _signature(reference)
     sets = [_checked(inputs, ports)] if inputs is not None else []
@@ -274,7 +275,7 @@ def verify_engines(
     wanted = [run_engine(source, reference, feeds, outputs, timeout=timeout) for feeds in sets]
     options = {"memory_low": memory_low, "precision": precision}
     results = []
-    for engine, limit in zip(engines, limits, strict=True):
+    for engine in engines:
         got = [run_engine(engine, model, feeds, outputs, options=options, timeout=timeout) for feeds in sets]
         errors = [
             compare(name, [(ref[name], out[name]) for ref, out in zip(wanted, got, strict=True)])
@@ -297,15 +298,13 @@ def verify_engines(
 
 
 def _threshold(
-    given: float | None, reference: Path, path: Path, engine: str, memory_low: bool, precision: str
+    given: float | None, reference: Path, path: Path, memory_low: bool, precision: str
 ) -> Threshold:
     """The threshold to apply; the model is read in any case, for its errors are clearer than those of a runtime."""
     if given is not None and not given >= 0:
         msg = f"{given!r} is not possible; use 0 or more"
         raise ConfigError(msg, key="threshold")
     model = load_mnn(path)
-    # Only MNN quantizes activations in that mode.
-    memory_low = memory_low and engine == "mnn"
     default = default_threshold(model, memory_low=memory_low, precision=precision)
     if given is not None:
         return Threshold(given, "as given")
@@ -346,8 +345,8 @@ def _signature(path: Path) -> tuple[dict[str, tuple[np.dtype[Any], list[int | No
     return ports, [value.name for value in proto.graph.output]
 
 
-#: NumPy types of the inputs of `.mnn` files, by what `inspect_model` calls them.
-_MNN_TYPES = {"float": "float32", "int32": "int32", "uint8": "uint8", "int8": "int8", "int64": "int32", "bool": "int32"}
+#: NumPy types of the inputs of `.mnn` files; wide integers and booleans are passed as int32.
+_MNN_TYPES = {"DT_FLOAT": "float32", "DT_UINT8": "uint8", "DT_INT8": "int8"}
 
 
 def _signature_mnn(path: Path) -> tuple[dict[str, tuple[np.dtype[Any], list[int | None]]], list[str]]:
@@ -357,8 +356,13 @@ def _signature_mnn(path: Path) -> tuple[dict[str, tuple[np.dtype[Any], list[int 
     for op in model.ops:
         if op.type != "Input":
             continue
-        (name,) = op.outputs
-        port = PORT
+        name = op.outputs[0]
+        dims = [int(d) if d >= 0 else None for d in op.params.get("dims", ())]
+        if op.params.get("dformat") == "NHWC" and len(dims) == 4:
+            msg = "it is channels-last, which cannot be compared; give a file with inputs in NCHW order"
+            raise ConfigError(msg, file=str(path), key=name)
+        dtype = _MNN_TYPES.get(str(op.params.get("dtype", "DT_FLOAT")), "int32")
+        ports[name] = (np.dtype(dtype), dims)
     return ports, list(model.outputs)
 
 

@@ -185,7 +185,7 @@ def gather(
     Raises
     ------
     InputError
-        An input is missing, unknown or given twice, or a file does not hold it; `key` names it.
+        An input is missing, unknown or given twice, or a file does not hold it; the message names it.
     OSError
         A file cannot be read.
     """
@@ -200,20 +200,20 @@ def gather(
             _known(found, known)
             if found in feeds:
                 msg = f"input {found!r} is given twice"
-                raise InputError(msg, file=str(path), key=found)
+                raise InputError(msg, file=str(path))
             feeds[found] = array
     for name in shapes:
         _known(name, known)
         if name in feeds or seed is None:
             msg = f"--shape is for random inputs; input {name!r} is {'read from a file' if name in feeds else 'none'}"
-            raise InputError(msg, key=name)
+            raise InputError(msg)
     generator = None if seed is None else np.random.default_rng(abs(seed))
     for name, port in known.items():
         if name in feeds:
             continue
         if generator is None:
             msg = f"input {name!r} ({describe(port)}) is not given; use --input {name}=FILE or --random 0"
-            raise InputError(msg, key=name)
+            raise InputError(msg)
         feeds[name] = _random(port, shapes.get(name), generator)
     return feeds
 
@@ -228,7 +228,7 @@ def _known(name: str, known: Mapping[str, NodeArg]) -> None:
 
     if name not in known:
         msg = f"no input is named {name!r}; inputs: {', '.join(known) or 'none'}"
-        raise InputError(msg, key=name)
+        raise InputError(msg)
 
 
 def _dtype(port: NodeArg) -> np.dtype[Any]:
@@ -264,7 +264,7 @@ def _from_file(
         if len(arrays) == 1:
             return {target: next(iter(arrays.values()))}
         msg = f"no array for input {target!r}; the file has {', '.join(arrays) or 'none'}"
-        raise InputError(msg, file=str(path), key=target)
+        raise InputError(msg, file=str(path))
     if name is None and len(known) != 1:
         msg = f"say which input this file is for, NAME={path}; inputs: {', '.join(known) or 'none'}"
         raise InputError(msg, file=str(path))
@@ -293,7 +293,7 @@ def _arrays(path: Path, name: str | None) -> dict[str, npt.NDArray[Any]]:
     except (ValueError, EOFError, zipfile.BadZipFile, zlib.error) as error:
         what = "inputs" if name is None else f"input {name!r}"
         msg = f"not a file of arrays for {what}: {error}"
-        raise InputError(msg, file=str(path), key=name) from error
+        raise InputError(msg, file=str(path)) from error
 
 
 def _image(path: Path, port: NodeArg, settings: ImageSettings) -> npt.NDArray[Any]:
@@ -309,8 +309,17 @@ def _image(path: Path, port: NodeArg, settings: ImageSettings) -> npt.NDArray[An
         raise ConfigError(msg, file=str(path)) from None
 
     def refuse(problem: str) -> InputError:
-        return InputError(f"input {port.name!r}: {problem}", file=str(path), key=port.name)
+        return InputError(f"input {port.name!r}: {problem}", file=str(path))
 
+    try:
+        with Image.open(path) as opened:
+            opened.load()
+    except (OSError, SyntaxError, Image.DecompressionBombError) as error:
+        if isinstance(error, OSError) and error.filename is not None:
+            raise
+        what = "nothing known" if isinstance(error, UnidentifiedImageError) else str(error)
+        msg = f"neither .npy nor .npz nor an image: {what}"
+        raise refuse(msg) from error
     dtype = _dtype(port)
     if len(port.shape) != 4 or dtype.name not in ("float32", "uint8"):
         msg = f"an image cannot be {describe(port)}; give an .npy file"
@@ -321,12 +330,7 @@ def _image(path: Path, port: NodeArg, settings: ImageSettings) -> npt.NDArray[An
         msg = f"an image has 1 or 3 channels, the input is {describe(port)}"
         raise refuse(msg)
     height, width = port.shape[1:3] if last else port.shape[2:4]
-    try:
-        with Image.open(path) as opened:
-            picture = opened.convert("RGB" if channels == 3 else "L")
-    except (UnidentifiedImageError, Image.DecompressionBombError) as error:
-        msg = f"neither .npy nor .npz nor an image: {error}"
-        raise refuse(msg) from error
+    picture = opened.convert("RGB" if channels == 3 else "L")
     wanted = settings.size or (height or picture.height, width or picture.width)
     if wanted != (picture.height, picture.width):
         picture = picture.resize((wanted[1], wanted[0]), Image.Resampling.BILINEAR)

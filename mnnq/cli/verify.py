@@ -19,7 +19,13 @@ if TYPE_CHECKING:
     name="verify", epilog=common.example("mnnq verify mobilenet.onnx mobilenet-w4.mnn --threshold 0.1")
 )
 @click.argument("reference", type=click.Path(path_type=Path))
-@click.argument("model", type=click.Path(path_type=Path))
+@click.argument("model", type=click.Path(path_type=Path), required=False)
+@click.option(
+    "--engine",
+    type=click.Choice(["mnn", "mnnq", "all"]),
+    help="What runs MODEL: MNN's runtime, mnnq's own, or both. "
+    "[default: both; only mnnq when MNN is not installed, only mnn when mnnq's cannot run the model]",
+)
 @click.option(
     "--inputs",
     type=click.Path(path_type=Path),
@@ -36,14 +42,14 @@ if TYPE_CHECKING:
     "[default: 0.001 for float weights, more for fewer bits and more layers]",
 )
 @click.option(
-    "--memory-low", is_flag=True, help="Run MNN in Memory_Low mode (activations quantized at run time)."
+    "--memory-low", is_flag=True, help="Run MODEL in low-memory mode (MNN quantizes activations at run time)."
 )
 @click.option(
     "--precision",
     type=click.Choice(["normal", "high", "low"]),
     default="normal",
     show_default=True,
-    help="Precision mode of MNN.",
+    help="Precision mode of the runtimes.",
 )
 @click.option(
     "--timeout",
@@ -56,31 +62,69 @@ if TYPE_CHECKING:
 @common.json_option
 @common.verbosity
 def command(
-    reference: Path, model: Path, inputs: Path | None, shapes: Any, as_json: bool, **options: Any
+    reference: Path,
+    model: Path | None,
+    engine: str | None,
+    inputs: Path | None,
+    shapes: Any,
+    as_json: bool,
+    **options: Any,
 ) -> None:
     """Compare MODEL (.mnn) with REFERENCE (ONNX): run both and measure the error of each output.
 
-    ONNX runs in onnxruntime, .mnn in the real MNN runtime (`pip install mnnq[verify]`). Exit status 1 when an
+    ONNX runs in onnxruntime, .mnn in the real MNN runtime (`pip install mnnq[verify]`) and in mnnq's own. REFERENCE may be
+    a .mnn file, too: it runs in MNN's runtime. Alone, it is compared with itself in mnnq's. Exit status 1 when an
     output is further off than the threshold, which by default follows from how MODEL stores its weights.
     """
-    from mnnq.verify import verify
+    from mnnq.errors import ConfigError
+    from mnnq.files import is_mnn
 
+    if model is None:
+        if not is_mnn(reference):
+            msg = "name the .mnn file to compare with it; only a .mnn file can stand alone"
+            raise ConfigError(msg, file=str(reference))
+        model, engine = reference, engine or "mnnq"
     for path in (reference, model):
         path.open("rb").close()
     arrays = None if inputs is None else _read_inputs(inputs)
-    result = verify(reference, model, inputs=arrays, input_shapes=dict(shapes), **options)
+    results = _compare(engine, reference, model, inputs=arrays, input_shapes=dict(shapes), **options)
+    passed = all(result.passed for result in results)
     if as_json:
-        common.emit_json(result.to_dict())
+        common.emit_json({"passed": passed, "results": [result.to_dict() for result in results]})
     else:
-        common.print_table(verify_table(result))
-        verdict = "passed" if result.passed else "FAILED"
-        runs = "1 input" if result.samples == 1 else f"{result.samples} inputs"
-        click.echo(
-            f"\n{verdict}: {result.engine} against onnxruntime on {runs}, threshold {result.threshold:g} "
-            f"({result.threshold_reason})"
-        )
-    if not result.passed:
+        for position, result in enumerate(results):
+            click.echo("\n" if position else "", nl=False)
+            _print(result)
+    if not passed:
         raise CheckFailed
+
+
+def _compare(engine: str | None, reference: Path, model: Path, **options: Any) -> tuple[VerifyResult, ...]:
+    """Compare with the engines asked for, or with those that can run the model here."""
+    from mnnq.engines import installed
+    from mnnq.errors import UnsupportedError
+    from mnnq.verify import verify_engines
+
+    if engine is not None:
+        return verify_engines(reference, model, ("mnn", "mnnq") if engine == "all" else (engine,), **options)
+    if not installed("mnn"):
+        common.note("MNN is not installed (`pip install mnnq[verify]`): comparing mnnq's own runtime only")
+        return verify_engines(reference, model, ("mnnq",), **options)
+    try:
+        return verify_engines(reference, model, ("mnn", "mnnq"), **options)
+    except UnsupportedError as error:
+        common.warn(f"mnnq's own runtime is left out: {error}")
+        return verify_engines(reference, model, ("mnn",), **options)
+
+
+def _print(result: VerifyResult) -> None:
+    common.print_table(verify_table(result))
+    verdict = "passed" if result.passed else "FAILED"
+    runs = "1 input" if result.samples == 1 else f"{result.samples} inputs"
+    click.echo(
+        f"\n{verdict}: {result.engine} against {result.reference_engine} on {runs}, "
+        f"threshold {result.threshold:g} ({result.threshold_reason})"
+    )
 
 
 def _read_inputs(path: Path) -> dict[str, Any]:

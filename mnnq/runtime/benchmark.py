@@ -133,7 +133,7 @@ def benchmark(
     for _ in range(warmup):
         session.run(None, feeds)
     before = session.profile()
-    latencies = []
+    latencies: list[float] = []
     end = time.perf_counter() + seconds
     while not latencies or (len(latencies) < max_runs and time.perf_counter() < end):
         latencies.append(_timed(session, feeds))

@@ -483,7 +483,8 @@ def test_verify_passes_and_fails_by_its_threshold(tmp_path: Path, capsys: pytest
     assert run(["verify", str(source), str(tmp_path / "float.mnn"), "--json"]) == 0
     outcome = json.loads(capsys.readouterr().out)
     assert outcome["passed"]
-    assert outcome["outputs"][0]["relative"] < 1e-5
+    assert [result["engine"] for result in outcome["results"]] == ["MNN", "mnnq"]
+    assert all(result["outputs"][0]["relative"] < 1e-5 for result in outcome["results"])
     assert run(["verify", str(source), str(tmp_path / "w2.mnn"), "--threshold", "0.01"]) == 1
     captured = capsys.readouterr()
     assert "FAILED" in captured.out
@@ -503,12 +504,16 @@ def test_verify_refuses_what_cannot_be_compared(tmp_path: Path, capsys: pytest.C
     np.savez(inputs, z=np.zeros(3))
     broken = tmp_path / "broken.mnn"
     broken.write_bytes(b"no model")
+    not_onnx = tmp_path / "broken.onnx"
+    not_onnx.write_bytes(b"no model")
     for arguments, message in (
         ([str(source), str(tmp_path / "linear.mnn"), "--inputs", str(inputs)], "missing ['x']"),
         ([str(source), str(tmp_path / "nope.mnn")], "nope.mnn: No such file"),
         ([str(source), str(broken)], "broken.mnn: "),
         ([str(source), str(source)], "linear.onnx: "),
-        ([str(broken), str(tmp_path / "linear.mnn")], "not an ONNX file"),
+        ([str(not_onnx), str(tmp_path / "linear.mnn")], "not an ONNX file"),
+        ([str(broken), str(tmp_path / "linear.mnn")], "broken.mnn: "),
+        ([str(source)], "only a .mnn file can stand alone"),
     ):
         capsys.readouterr()
         assert run(["verify", *arguments]) == 2
