@@ -220,7 +220,8 @@ def gather(
 
 def describe(port: NodeArg) -> str:
     """Type and shape of an input: ``float32 1x3x?x?``."""
-    return f"{_dtype(port).name} {'x'.join('?' if n is None else str(n) for n in port.shape) or 'scalar'}"
+    axes = "x".join("?" if n is None else str(n) for n in port.shape)
+    return f"{_dtype(port).name} {axes or 'scalar'}"
 
 
 def _known(name: str, known: Mapping[str, NodeArg]) -> None:
@@ -240,7 +241,7 @@ def _dtype(port: NodeArg) -> np.dtype[Any]:
 
 def _random(port: NodeArg, shape: Sequence[int] | None, generator: np.random.Generator) -> npt.NDArray[Any]:
     """Standard normal floats; integers that are 0 or 1, valid as indices."""
-    lengths = tuple(shape) if shape is not None else tuple(1 if n is None else n for n in port.shape)
+    lengths = tuple(shape) if shape is not None else tuple(n if isinstance(n, int) else 1 for n in port.shape)
     dtype = _dtype(port)
     if dtype.kind == "f":
         return generator.standard_normal(lengths).astype(dtype)
@@ -329,9 +330,10 @@ def _image(path: Path, port: NodeArg, settings: ImageSettings) -> npt.NDArray[An
     if channels not in (1, 3):
         msg = f"an image has 1 or 3 channels, the input is {describe(port)}"
         raise refuse(msg)
-    height, width = port.shape[1:3] if last else port.shape[2:4]
+    sides = port.shape[1:3] if last else port.shape[2:4]
     picture = opened.convert("RGB" if channels == 3 else "L")
-    wanted = settings.size or (height or picture.height, width or picture.width)
+    own = zip(sides, (picture.height, picture.width), strict=True)
+    wanted = settings.size or tuple(side if isinstance(side, int) else given for side, given in own)
     if wanted != (picture.height, picture.width):
         picture = picture.resize((wanted[1], wanted[0]), Image.Resampling.BILINEAR)
     pixels = np.asarray(picture).reshape(*wanted, channels)

@@ -68,11 +68,12 @@ def feeds(session: InferenceSession, rng: np.random.Generator) -> dict[str, np.n
     """Small arrays of the shapes and types that the inputs of a session state."""
     found = {}
     for port in session.get_inputs():
-        shape = [2 if n is None else n for n in port.shape]
+        shape = [n if isinstance(n, int) else 2 for n in port.shape]
         if np.prod(shape, dtype=float) > MAX_INPUT:
             shape = [1] * len(shape)
-        kind = {"tensor(float)": np.float32, "tensor(uint8)": np.uint8, "tensor(int8)": np.int8}
-        dtype = kind.get(port.type, np.int32)
+        kinds = {f"tensor({name})": np.float32 for name in ("float", "float16", "double")}
+        kinds |= {"tensor(uint8)": np.uint8, "tensor(int8)": np.int8}
+        dtype = kinds.get(port.type, np.int32)
         array = rng.standard_normal(shape) if dtype == np.float32 else rng.integers(0, 3, shape)
         found[port.name] = array.astype(dtype)
     return found
