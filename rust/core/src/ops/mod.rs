@@ -29,6 +29,7 @@ mod pad;
 mod per_channel;
 mod permute;
 mod pool;
+mod pool_indices;
 mod quantize;
 mod raster;
 mod reduce;
