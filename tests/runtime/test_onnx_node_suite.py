@@ -27,6 +27,8 @@ def test_node(label: str) -> None:
 def test_the_record_is_sorted_and_holds_what_the_runtime_is_for() -> None:
     lines = node_suite.RECORD.read_text(encoding="utf-8").splitlines()
     assert lines == sorted(set(lines))
-    counts = {variant: sum(line.endswith(f":{variant}") for line in lines) for variant in ("as-is", "constants")}
+    counts = {
+        variant: sum(line.endswith(f":{variant}") for line in lines) for variant in ("as-is", "constants")
+    }
     assert counts["as-is"] >= 950
     assert counts["constants"] >= 700
