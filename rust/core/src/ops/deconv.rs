@@ -18,11 +18,14 @@ use super::registry::OpSource;
 use super::support::{for_each_outer, kernels};
 use crate::tensor::{DType, Layout, Shape, TensorDesc};
 
-/// Weights `[ic, oc / group, kh, kw]`, quantized ones expanded to floats.
+/// Weights `[ic, oc / group, kh, kw]`, quantized ones expanded to floats; or `(x, weight, [bias])` with weights that
+/// are inputs, packed in every run.
 pub(super) struct Deconv {
     common: ConvCommon,
     bias: Vec<f32>,
     depthwise: bool,
+    /// Number of inputs, if the weights are one.
+    dynamic: Option<usize>,
     raw: Mutex<Option<ConvWeights>>,
     packed: OnceLock<Arc<Packed>>,
 }
@@ -34,6 +37,28 @@ enum Packed {
     Depthwise(Vec<f32>),
 }
 
+impl Packed {
+    fn new(common: &ConvCommon, depthwise: bool, weights: &[f32]) -> OpResult<Self> {
+        let (taps, group) = (common.taps(), common.group);
+        let (ic, oc) = (common.in_channels / group, common.out_channels / group);
+        if depthwise {
+            let at = |i: usize| weights[i % common.out_channels * taps + i / common.out_channels];
+            return Ok(Self::Depthwise((0..weights.len()).map(at).collect()));
+        }
+        let mut matrix = vec![0.0; ic * oc * taps];
+        let mut groups = Vec::with_capacity(group);
+        for weights in weights.chunks_exact((ic * oc * taps).max(1)) {
+            for (i, line) in matrix.chunks_exact_mut(oc * taps).enumerate() {
+                for (j, w) in line.iter_mut().enumerate() {
+                    *w = weights[(i * oc + j % oc) * taps + j / oc];
+                }
+            }
+            groups.push(PackedB::from_rows(&kernels().gemm_f32, &matrix, ic, oc * taps, oc * taps)?);
+        }
+        Ok(Self::Groups(groups))
+    }
+}
+
 impl Deconv {
     pub(super) fn new(source: &OpSource<'_>) -> OpResult<Self> {
         source.expect_outputs(1)?;
@@ -43,13 +68,12 @@ impl Deconv {
         if depthwise {
             common.group = common.out_channels;
         }
-        let weights = weights(table)?
-            .ok_or_else(|| OpError::unsupported("a transposed convolution whose weights are an input"))?;
-        if matches!(weights, ConvWeights::OldInt8 { .. }) {
-            return Err(OpError::unsupported("int8 weights without scales"));
-        }
         if common.out_channels % common.group != 0 {
             return Err(OpError::attribute("group", common.group, "a divisor of outputCount"));
+        }
+        let Some(weights) = weights(table)? else { return Self::with_inputs(source, common, depthwise) };
+        if matches!(weights, ConvWeights::OldInt8 { .. }) {
+            return Err(OpError::unsupported("int8 weights without scales"));
         }
         let per_channel = common.out_channels / common.group * common.taps();
         if weights.is_empty() || weights.len() % per_channel != 0 {
@@ -61,7 +85,44 @@ impl Deconv {
             return Err(OpError::attribute("group", common.group, "a divisor of the input channels"));
         }
         let bias = bias(table, common.out_channels)?;
-        Ok(Self { common, bias, depthwise, raw: Mutex::new(Some(weights)), packed: OnceLock::new() })
+        let raw = Mutex::new(Some(weights));
+        Ok(Self { common, bias, depthwise, dynamic: None, raw, packed: OnceLock::new() })
+    }
+
+    /// The form whose weights are input 1.
+    fn with_inputs(source: &OpSource<'_>, common: ConvCommon, depthwise: bool) -> OpResult<Self> {
+        if depthwise || common.has_output_shape {
+            let what =
+                "a transposed convolution, depthwise or of a given output shape, whose weights are an input";
+            return Err(OpError::unsupported(what));
+        }
+        if !(2..=3).contains(&source.inputs) {
+            let wanted = "weights in the table or as second input";
+            return Err(OpError::attribute("weight", "absent", wanted));
+        }
+        let (dynamic, raw) = (Some(source.inputs), Mutex::new(None));
+        Ok(Self { common, bias: Vec::new(), depthwise, dynamic, raw, packed: OnceLock::new() })
+    }
+
+    /// The attributes, and the input channels that the weights have.
+    fn with_channels(&self, inputs: &Facts<'_>) -> OpResult<ConvCommon> {
+        let mut common = self.common.clone();
+        let Some(count) = self.dynamic else { return Ok(common) };
+        let shape = inputs.typed(1, DType::F32)?.shape;
+        let [height, width] = common.kernel;
+        let per_group = common.out_channels / common.group;
+        if shape.rank() != 4 || shape[1..] != [per_group, height, width] || shape[0] % common.group != 0 {
+            let wanted = format!("[channels, {per_group}, {height}, {width}] in {} groups", common.group);
+            return Err(OpError::shape(1, shape, wanted));
+        }
+        if count == 3 {
+            let bias = inputs.typed(2, DType::F32)?.shape;
+            if bias.count() != common.out_channels {
+                return Err(OpError::shape(2, bias, format!("[{}]", common.out_channels)));
+            }
+        }
+        common.in_channels = shape[0];
+        Ok(common)
     }
 
     fn packed(&self) -> OpResult<Arc<Packed>> {
@@ -70,31 +131,14 @@ impl Deconv {
             return Ok(packed.clone());
         }
         let weights = raw.take().map(|weights| weights.to_f32()).unwrap_or_default();
-        let (taps, group) = (self.common.taps(), self.common.group);
-        let (ic, oc) = (self.common.in_channels / group, self.common.out_channels / group);
-        let packed = if self.depthwise {
-            let at = |i: usize| weights[i % self.common.out_channels * taps + i / self.common.out_channels];
-            Packed::Depthwise((0..weights.len()).map(at).collect())
-        } else {
-            let mut matrix = vec![0.0; ic * oc * taps];
-            let mut groups = Vec::with_capacity(group);
-            for weights in weights.chunks_exact(ic * oc * taps) {
-                for (i, line) in matrix.chunks_exact_mut(oc * taps).enumerate() {
-                    for (j, w) in line.iter_mut().enumerate() {
-                        *w = weights[(i * oc + j % oc) * taps + j / oc];
-                    }
-                }
-                groups.push(PackedB::from_rows(&kernels().gemm_f32, &matrix, ic, oc * taps, oc * taps)?);
-            }
-            Packed::Groups(groups)
-        };
+        let packed = Packed::new(&self.common, self.depthwise, &weights)?;
         Ok(self.packed.get_or_init(|| Arc::new(packed)).clone())
     }
 
     /// Output size and padding (top, left).
     fn output(&self, inputs: &Facts<'_>) -> InferResult<([usize; 2], [usize; 2])> {
         let shape = inputs.typed(0, DType::F32)?.shape;
-        let common = &self.common;
+        let common = self.with_channels(inputs)?;
         let &[_, channels, height, width] = shape.dims() else {
             return Err(OpError::shape(0, shape, "[N, C, H, W]").into());
         };
@@ -153,20 +197,22 @@ impl Operator for Deconv {
 
     fn prepare(&self, context: &PrepareContext<'_>) -> OpResult<Box<dyn Kernel>> {
         // Operands of the epilogue follow the operator's own inputs.
-        let own = if self.common.has_output_shape { 2 } else { 1 };
+        let own = self.dynamic.unwrap_or(if self.common.has_output_shape { 2 } else { 1 });
         let facts: Vec<_> = context.inputs.iter().take(own).collect();
-        let (size, pad) = self
-            .output(&Facts::new(&facts))
-            .map_err(|_| OpError::unsupported("an output shape that is not known"))?;
+        let facts = Facts::new(&facts);
+        let (size, pad) =
+            self.output(&facts).map_err(|_| OpError::unsupported("an output shape that is not known"))?;
         let shape = context.inputs.shape(0)?;
         Ok(Box::new(DeconvKernel {
             input: [shape[0], shape[2], shape[3]],
             size,
             pad,
             epilogue: self.common.epilogue(context.epilogue),
-            common: self.common.clone(),
+            common: self.with_channels(&facts)?,
             bias: self.bias.clone(),
-            packed: self.packed()?,
+            bias_input: self.dynamic == Some(3),
+            depthwise: self.depthwise,
+            packed: if self.dynamic.is_some() { None } else { Some(self.packed()?) },
             threads: context.options.threads,
         }))
     }
@@ -179,7 +225,10 @@ struct DeconvKernel {
     pad: [usize; 2],
     common: ConvCommon,
     bias: Vec<f32>,
-    packed: Arc<Packed>,
+    bias_input: bool,
+    depthwise: bool,
+    /// `None` if the weights are an input.
+    packed: Option<Arc<Packed>>,
     epilogue: Epilogue,
     threads: usize,
 }
@@ -191,10 +240,7 @@ impl DeconvKernel {
 
     /// Floats of the products of one pixel.
     fn products(&self) -> usize {
-        match &*self.packed {
-            Packed::Groups(_) => self.common.out_channels * self.common.taps(),
-            Packed::Depthwise(_) => 0,
-        }
+        if self.depthwise { 0 } else { self.common.out_channels * self.common.taps() }
     }
 
     /// The tap along an axis that leads from input position `from` to output position `to`.
@@ -208,8 +254,9 @@ impl DeconvKernel {
 impl Kernel for DeconvKernel {
     fn label(&self) -> Cow<'static, str> {
         let [v, h] = self.common.kernel;
-        let kind = if self.products() == 0 { "depthwise deconv" } else { "deconv" };
-        format!("{kind} {v}x{h} f32 {}{}", kernels().gemm_f32.name(), self.epilogue.describe()).into()
+        let kind = if self.depthwise { "depthwise deconv" } else { "deconv" };
+        let packed = if self.packed.is_none() { ", weights packed in every run" } else { "" };
+        format!("{kind} {v}x{h} f32 {}{packed}{}", kernels().gemm_f32.name(), self.epilogue.describe()).into()
     }
 
     fn scratch(&self) -> usize {
@@ -218,11 +265,16 @@ impl Kernel for DeconvKernel {
 
     fn run(&self, io: &mut StepIo<'_, '_>) -> OpResult<()> {
         let x = io.input(0).data::<f32>();
+        let packed = match &self.packed {
+            Some(packed) => packed.clone(),
+            None => Arc::new(Packed::new(&self.common, false, io.input(1).data())?),
+        };
+        let bias = if self.bias_input { io.input(2).data::<f32>() } else { &self.bias[..] };
         let (ic, oc, taps) = (self.common.in_channels, self.common.out_channels, self.common.taps());
         let (group, oc_group) = (self.common.group, oc / self.common.group);
         let scratch: &mut [f32] = super::support::typed(io.scratch);
         let (products, scratch) = scratch.split_at_mut(self.pixels() * self.products());
-        if let Packed::Groups(groups) = &*self.packed {
+        if let Packed::Groups(groups) = &*packed {
             let row = oc * taps;
             for (index, weights) in groups.iter().enumerate() {
                 let (a, out) = (&x[(index * ic / group).min(x.len())..], index * oc_group * taps);
@@ -239,7 +291,13 @@ impl Kernel for DeconvKernel {
         let row = out_width * oc;
         for_each_outer(io.parallel, io.outputs[0].data::<f32>(), row, |index, out| {
             let (image, y) = (index / out_height, index % out_height);
-            out.chunks_exact_mut(oc).for_each(|pixel| pixel.copy_from_slice(&self.bias));
+            out.chunks_exact_mut(oc).for_each(|pixel| {
+                if bias.is_empty() {
+                    pixel.fill(0.0);
+                } else {
+                    pixel.copy_from_slice(bias);
+                }
+            });
             for ky in 0..self.common.kernel[0] {
                 let Some(iy) = self.source(0, y, ky) else { continue };
                 for (out_x, out) in out.chunks_exact_mut(oc).enumerate() {
@@ -247,7 +305,7 @@ impl Kernel for DeconvKernel {
                         let Some(ix) = self.source(1, out_x, kx) else { continue };
                         let tap = ky * self.common.kernel[1] + kx;
                         let pixel = (image * height + iy) * width + ix;
-                        match &*self.packed {
+                        match &*packed {
                             Packed::Depthwise(weights) => {
                                 let (x, w) = (&x[pixel * oc..][..oc], &weights[tap * oc..][..oc]);
                                 out.iter_mut().zip(x).zip(w).for_each(|((out, x), w)| *out += x * w);

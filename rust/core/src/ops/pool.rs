@@ -12,6 +12,7 @@ use super::conv_weights::Padding;
 use super::epilogue::Epilogue;
 use super::error::{OpError, OpResult};
 use super::operator::{Facts, InferResult, Kernel, Layouts, Operator, PrepareContext, StepIo};
+use super::pool_indices::PoolIndices;
 use super::reduce::Reduce;
 use super::registry::{OpSource, Subgraphs};
 use super::support::{ints, kernels};
@@ -28,11 +29,14 @@ pub(super) struct Pool {
 
 /// `Pooling`.
 pub(super) fn create(source: &OpSource<'_>, _: &mut dyn Subgraphs) -> OpResult<Arc<dyn Operator>> {
-    if source.outputs != 1 {
-        return Err(OpError::unsupported("a second output (indices)"));
-    }
     let table = source.param(TableKind::Pool)?;
     let max = kind_of(table.get(pool::TYPE))?;
+    let indices = source.outputs == 2;
+    if !indices {
+        source.expect_outputs(1)?;
+    } else if !max || table.get(pool::IS_GLOBAL) {
+        return Err(OpError::unsupported("a second output (indices) of mean or global pooling"));
+    }
     if table.get(pool::IS_GLOBAL) {
         return Ok(global(max));
     }
@@ -64,13 +68,14 @@ pub(super) fn create(source: &OpSource<'_>, _: &mut dyn Subgraphs) -> OpResult<A
         (false, true) => Kind::AverageIncludePadding,
         (false, false) => Kind::AverageExcludePadding,
     };
-    Ok(Arc::new(Pool {
+    let pool = Pool {
         kernel: [size(pool::KERNEL_Y, "kernelY")?, size(pool::KERNEL_X, "kernelX")?],
         stride: [size(pool::STRIDE_Y, "strideY")?, size(pool::STRIDE_X, "strideX")?],
         padding,
         ceil: table.get(pool::CEIL_MODEL),
         kind,
-    }))
+    };
+    Ok(if indices { Arc::new(PoolIndices(pool)) } else { Arc::new(pool) })
 }
 
 /// `Pooling3D`: global pooling of any rank; windows over three spatial axes are not supported.
@@ -96,7 +101,8 @@ fn global(max: bool) -> Arc<dyn Operator> {
 }
 
 impl Pool {
-    fn sliding(&self, shape: &Shape) -> OpResult<Sliding> {
+    /// The windows over an input of this shape.
+    pub(super) fn sliding(&self, shape: &Shape) -> OpResult<Sliding> {
         let &[batch, channels, height, width] = shape.dims() else {
             return Err(OpError::shape(0, *shape, "[N, C, H, W]"));
         };
