@@ -4,6 +4,7 @@ use std::sync::OnceLock;
 
 use crate::cpu::{self, IsaLevel, IsaOverrideError};
 use crate::gemm_f32::GemmF32;
+use crate::gemm_i8::GemmI8;
 use crate::simd::VectorIsa;
 
 /// The kernel chosen for each family.
@@ -14,6 +15,8 @@ use crate::simd::VectorIsa;
 pub struct KernelSet {
     /// Float matrix product; also used by convolution.
     pub gemm_f32: GemmF32,
+    /// Int8 matrix product; also used by convolution.
+    pub gemm_i8: GemmI8,
     /// Depthwise convolution of float activations.
     pub depthwise_f32: VectorIsa,
     /// Unary and binary element-wise functions.
@@ -61,6 +64,7 @@ impl KernelSet {
             .unwrap_or(VectorIsa::Portable);
         Self {
             gemm_f32: GemmF32::new(vector),
+            gemm_i8: GemmI8::at_most(cap),
             depthwise_f32: vector,
             elementwise_f32: vector,
             pool_f32: vector,
@@ -76,6 +80,7 @@ impl KernelSet {
         };
         vec![
             KernelChoice { family: "gemm_f32", kernel: self.gemm_f32.name().to_owned() },
+            KernelChoice { family: "gemm_i8", kernel: self.gemm_i8.name().to_owned() },
             vector("depthwise_f32", self.depthwise_f32),
             vector("elementwise_f32", self.elementwise_f32),
             vector("pool_f32", self.pool_f32),

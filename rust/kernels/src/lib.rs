@@ -31,6 +31,7 @@ pub mod elementwise;
 mod epilogue;
 mod error;
 pub mod gemm_f32;
+pub mod gemm_i8;
 pub mod geometry;
 pub mod half_rows;
 pub mod multiversion;
@@ -44,7 +45,7 @@ pub mod softmax;
 pub mod testing;
 pub mod transpose;
 
-pub use aligned::AlignedVec;
+pub use aligned::{AlignedBytes, AlignedVec};
 pub use dispatch::{KernelChoice, KernelSet};
 pub use epilogue::{Epilogue, Residual};
 pub use error::KernelError;
