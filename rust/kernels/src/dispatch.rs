@@ -3,8 +3,10 @@
 use std::sync::OnceLock;
 
 use crate::cpu::{self, IsaLevel, IsaOverrideError};
+use crate::depthwise_i8::DepthwiseI8;
 use crate::gemm_f32::GemmF32;
 use crate::gemm_i8::GemmI8;
+use crate::gemm_w4::GemmW4;
 use crate::simd::VectorIsa;
 
 /// The kernel chosen for each family.
@@ -17,8 +19,12 @@ pub struct KernelSet {
     pub gemm_f32: GemmF32,
     /// Int8 matrix product; also used by convolution.
     pub gemm_i8: GemmI8,
+    /// Matrix product of block-wise weights of 2 to 8 bits and int8 activations.
+    pub gemm_w4: GemmW4,
     /// Depthwise convolution of float activations.
     pub depthwise_f32: VectorIsa,
+    /// Depthwise convolution of int8 activations.
+    pub depthwise_i8: DepthwiseI8,
     /// Unary and binary element-wise functions.
     pub elementwise_f32: VectorIsa,
     /// Max and average pooling.
@@ -65,7 +71,9 @@ impl KernelSet {
         Self {
             gemm_f32: GemmF32::new(vector),
             gemm_i8: GemmI8::at_most(cap),
+            gemm_w4: GemmW4::at_most(cap),
             depthwise_f32: vector,
+            depthwise_i8: DepthwiseI8::at_most(cap),
             elementwise_f32: vector,
             pool_f32: vector,
             reduce_f32: vector,
@@ -81,7 +89,9 @@ impl KernelSet {
         vec![
             KernelChoice { family: "gemm_f32", kernel: self.gemm_f32.name().to_owned() },
             KernelChoice { family: "gemm_i8", kernel: self.gemm_i8.name().to_owned() },
+            KernelChoice { family: "gemm_w4", kernel: self.gemm_w4.name().to_owned() },
             vector("depthwise_f32", self.depthwise_f32),
+            KernelChoice { family: "depthwise_i8", kernel: self.depthwise_i8.name().to_owned() },
             vector("elementwise_f32", self.elementwise_f32),
             vector("pool_f32", self.pool_f32),
             vector("reduce_f32", self.reduce_f32),
