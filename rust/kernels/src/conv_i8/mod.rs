@@ -200,7 +200,9 @@ impl RowSource for Windows<'_> {
                     let input_x = left + (tap * g.horizontal.dilation) as isize;
                     (row + input_x.unsigned_abs()) * g.channels + self.first_channel
                 };
-                line.fill(at, taps.start * self.channels, self.padding);
+                if taps.start > 0 {
+                    line.fill(at, taps.start * self.channels, self.padding);
+                }
                 if joined {
                     let codes = &self.input[pixel(taps.start)..][..taps.len() * self.channels];
                     line.copy(at + taps.start * self.channels, codes);
@@ -210,8 +212,10 @@ impl RowSource for Windows<'_> {
                         line.copy(at + tap * self.channels, codes);
                     }
                 }
-                let after = taps.end * self.channels;
-                line.fill(at + after, line_length - after, self.padding);
+                if taps.end < g.horizontal.kernel {
+                    let after = taps.end * self.channels;
+                    line.fill(at + after, line_length - after, self.padding);
+                }
             }
             x += 1;
             if x == g.out_width {

@@ -12,10 +12,7 @@ use crate::simd::VectorIsa;
 pub(super) const LINE_UNIT: usize = 16;
 
 /// Most channels of a strip.
-pub(super) const MOST_STRIP: usize = 64;
-
-/// Vectors of a strip.
-const VECTORS: usize = 4;
+pub(super) const MOST_STRIP: usize = 32;
 
 /// The sums of some neighbouring pixels of a row, for a strip of channels.
 pub(super) struct StripArgs {
@@ -39,8 +36,13 @@ pub(super) struct StripArgs {
 /// The CPU has the instructions; everything that the arguments describe is readable, `out` writable.
 type StripFn = unsafe fn(&StripArgs);
 
-/// Four rows of 16 channels become 16 lanes of four bytes.
-type InterleaveFn = fn([&[i8; LINE_UNIT]; 4], &mut [u8; 4 * LINE_UNIT]);
+/// Four rows of 16 channels become 16 lanes of four bytes, for some neighbouring columns: those of row `i` lie `steps[i]`
+/// apart, those of the result `pitch`.
+///
+/// # Safety
+/// Every row must be readable for 16 bytes at each column, the result writable for 64.
+type InterleaveFn =
+    unsafe fn(rows: [*const i8; 4], steps: [usize; 4], columns: usize, to: *mut u8, pitch: usize);
 
 /// Dot products of four bytes per lane, of two vectors.
 trait LaneDot: Copy {
@@ -64,12 +66,12 @@ trait LaneDot: Copy {
     unsafe fn dot(self, acc: Self::I, x: *const u8, w: Self::W) -> Self::I;
 }
 
-/// All pixels of the segment; `TAPS` is the product of window width and groups, or 0 for any.
+/// All pixels of the segment, for strips of `VECTORS` vectors; `TAPS` is the product of window width and groups, or 0 for any.
 ///
 /// # Safety
 /// As [`StripFn`].
 #[inline(always)]
-unsafe fn sum_strip<D: LaneDot, const TAPS: usize>(d: D, args: &StripArgs) {
+unsafe fn sum_strip<D: LaneDot, const VECTORS: usize, const TAPS: usize>(d: D, args: &StripArgs) {
     let vector = 4 * D::LANES;
     // SAFETY: the caller vouches for everything that the arguments describe.
     unsafe {
@@ -144,10 +146,23 @@ impl LaneDot for Plain {
     }
 }
 
-fn interleave_plain(rows: [&[i8; LINE_UNIT]; 4], to: &mut [u8; 4 * LINE_UNIT]) {
-    for (lane, to) in to.chunks_exact_mut(4).enumerate() {
-        for (to, row) in to.iter_mut().zip(rows) {
-            *to = row[lane] as u8;
+/// # Safety
+/// As [`InterleaveFn`].
+unsafe fn interleave_plain(
+    rows: [*const i8; 4],
+    steps: [usize; 4],
+    columns: usize,
+    to: *mut u8,
+    pitch: usize,
+) {
+    for column in 0..columns {
+        for lane in 0..LINE_UNIT {
+            for i in 0..4 {
+                // SAFETY: the caller vouches for the lines of every column.
+                unsafe {
+                    *to.add(column * pitch + 4 * lane + i) = *rows[i].add(column * steps[i] + lane) as u8
+                };
+            }
         }
     }
 }
@@ -156,7 +171,7 @@ fn interleave_plain(rows: [&[i8; LINE_UNIT]; 4], to: &mut [u8; 4 * LINE_UNIT]) {
 /// As [`StripFn`].
 unsafe fn strip_plain<const TAPS: usize>(args: &StripArgs) {
     // SAFETY: the caller keeps the contract.
-    unsafe { sum_strip::<Plain, TAPS>(Plain, args) }
+    unsafe { sum_strip::<Plain, 4, TAPS>(Plain, args) }
 }
 
 #[cfg(target_arch = "x86_64")]
@@ -165,20 +180,36 @@ mod x86 {
 
     use super::*;
 
-    /// Interleaves; every x86-64 CPU has the instructions. Adds 128 if `FLIP` is 0x80.
-    pub(super) fn interleave<const FLIP: i8>(rows: [&[i8; LINE_UNIT]; 4], to: &mut [u8; 4 * LINE_UNIT]) {
-        // SAFETY: SSE2 is part of x86-64; the arrays are 16 and 64 bytes.
+    /// Interleaves; every x86-64 CPU has the instructions. Adds 128 if `FLIP` is -128.
+    ///
+    /// # Safety
+    /// As [`InterleaveFn`].
+    pub(super) unsafe fn interleave<const FLIP: i8>(
+        rows: [*const i8; 4],
+        steps: [usize; 4],
+        columns: usize,
+        to: *mut u8,
+        pitch: usize,
+    ) {
+        // SAFETY: SSE2 is part of x86-64; the caller vouches for the lines of every column.
         unsafe {
             let flip = _mm_set1_epi8(FLIP);
-            let load = |row: &[i8; LINE_UNIT]| _mm_xor_si128(_mm_loadu_si128(row.as_ptr().cast()), flip);
-            let [a, b, c, d] = [load(rows[0]), load(rows[1]), load(rows[2]), load(rows[3])];
-            let (ab_low, ab_high) = (_mm_unpacklo_epi8(a, b), _mm_unpackhi_epi8(a, b));
-            let (cd_low, cd_high) = (_mm_unpacklo_epi8(c, d), _mm_unpackhi_epi8(c, d));
-            let to = to.as_mut_ptr().cast::<__m128i>();
-            _mm_storeu_si128(to, _mm_unpacklo_epi16(ab_low, cd_low));
-            _mm_storeu_si128(to.add(1), _mm_unpackhi_epi16(ab_low, cd_low));
-            _mm_storeu_si128(to.add(2), _mm_unpacklo_epi16(ab_high, cd_high));
-            _mm_storeu_si128(to.add(3), _mm_unpackhi_epi16(ab_high, cd_high));
+            let mut rows = rows;
+            let mut to = to;
+            for _ in 0..columns {
+                let [a, b, c, d] = rows.map(|row| _mm_xor_si128(_mm_loadu_si128(row.cast()), flip));
+                for (row, step) in rows.iter_mut().zip(steps) {
+                    *row = row.wrapping_add(step);
+                }
+                let (ab_low, ab_high) = (_mm_unpacklo_epi8(a, b), _mm_unpackhi_epi8(a, b));
+                let (cd_low, cd_high) = (_mm_unpacklo_epi8(c, d), _mm_unpackhi_epi8(c, d));
+                let line = to.cast::<__m128i>();
+                _mm_storeu_si128(line, _mm_unpacklo_epi16(ab_low, cd_low));
+                _mm_storeu_si128(line.add(1), _mm_unpackhi_epi16(ab_low, cd_low));
+                _mm_storeu_si128(line.add(2), _mm_unpacklo_epi16(ab_high, cd_high));
+                _mm_storeu_si128(line.add(3), _mm_unpackhi_epi16(ab_high, cd_high));
+                to = to.wrapping_add(pitch);
+            }
         }
     }
 
@@ -279,7 +310,7 @@ mod x86 {
     #[target_feature(enable = "avx2")]
     pub(super) unsafe fn wide_256<const TAPS: usize>(args: &StripArgs) {
         // SAFETY: the caller keeps the contract.
-        unsafe { sum_strip::<Wide256, TAPS>(Wide256, args) }
+        unsafe { sum_strip::<Wide256, 2, TAPS>(Wide256, args) }
     }
 
     /// # Safety
@@ -287,7 +318,7 @@ mod x86 {
     #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl")]
     pub(super) unsafe fn wide_512<const TAPS: usize>(args: &StripArgs) {
         // SAFETY: the caller keeps the contract.
-        unsafe { sum_strip::<Wide512, TAPS>(Wide512, args) }
+        unsafe { sum_strip::<Wide512, 2, TAPS>(Wide512, args) }
     }
 
     /// # Safety
@@ -295,7 +326,7 @@ mod x86 {
     #[target_feature(enable = "avx2,avxvnni")]
     pub(super) unsafe fn vnni_256<const TAPS: usize>(args: &StripArgs) {
         // SAFETY: the caller keeps the contract.
-        unsafe { sum_strip::<Vnni256, TAPS>(Vnni256, args) }
+        unsafe { sum_strip::<Vnni256, 2, TAPS>(Vnni256, args) }
     }
 
     /// # Safety
@@ -303,7 +334,7 @@ mod x86 {
     #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vnni")]
     pub(super) unsafe fn vnni_512<const TAPS: usize>(args: &StripArgs) {
         // SAFETY: the caller keeps the contract.
-        unsafe { sum_strip::<Vnni512, TAPS>(Vnni512, args) }
+        unsafe { sum_strip::<Vnni512, 2, TAPS>(Vnni512, args) }
     }
 }
 
@@ -315,12 +346,23 @@ mod a64 {
     use super::*;
 
     /// Interleaves by one structured store; every CPU with Advanced SIMD has it.
-    pub(super) fn interleave(rows: [&[i8; LINE_UNIT]; 4], to: &mut [u8; 4 * LINE_UNIT]) {
-        // SAFETY: a kernel that uses this exists only with the token of Advanced SIMD; the arrays are 16 and 64 bytes.
+    ///
+    /// # Safety
+    /// As [`InterleaveFn`].
+    pub(super) unsafe fn interleave(
+        rows: [*const i8; 4],
+        steps: [usize; 4],
+        columns: usize,
+        to: *mut u8,
+        pitch: usize,
+    ) {
+        // SAFETY: a kernel that uses this exists only with the token of Advanced SIMD; the caller vouches for the lines
+        // of every column.
         unsafe {
-            let load = |row: &[i8; LINE_UNIT]| vld1q_u8(row.as_ptr().cast());
-            let four = uint8x16x4_t(load(rows[0]), load(rows[1]), load(rows[2]), load(rows[3]));
-            vst4q_u8(to.as_mut_ptr(), four);
+            for column in 0..columns {
+                let load = |i: usize| vld1q_u8(rows[i].add(column * steps[i]).cast());
+                vst4q_u8(to.add(column * pitch), uint8x16x4_t(load(0), load(1), load(2), load(3)));
+            }
         }
     }
 
@@ -390,7 +432,7 @@ mod a64 {
     #[target_feature(enable = "neon")]
     pub(super) unsafe fn wide<const TAPS: usize>(args: &StripArgs) {
         // SAFETY: the caller keeps the contract.
-        unsafe { sum_strip::<Wide, TAPS>(Wide, args) }
+        unsafe { sum_strip::<Wide, 4, TAPS>(Wide, args) }
     }
 
     /// # Safety
@@ -398,7 +440,7 @@ mod a64 {
     #[target_feature(enable = "neon,dotprod")]
     pub(super) unsafe fn sdot<const TAPS: usize>(args: &StripArgs) {
         // SAFETY: the caller keeps the contract.
-        unsafe { sum_strip::<Sdot, TAPS>(Sdot, args) }
+        unsafe { sum_strip::<Sdot, 4, TAPS>(Sdot, args) }
     }
 }
 
@@ -408,7 +450,8 @@ pub struct DepthwiseI8 {
     name: &'static str,
     level: IsaLevel,
     isa: VectorIsa,
-    lanes: usize,
+    /// Channels of a strip: a multiple of [`LINE_UNIT`].
+    strip: usize,
     /// What interleaving adds to the codes.
     shift: i32,
     interleave: InterleaveFn,
@@ -428,7 +471,7 @@ fn baseline() -> DepthwiseI8 {
         name: "depthwise_i8_baseline",
         level: IsaLevel::Baseline,
         isa: VectorIsa::Portable,
-        lanes: Plain::LANES,
+        strip: 16,
         shift: 0,
         interleave: interleave_plain,
         three: strip_plain::<3>,
@@ -444,7 +487,7 @@ fn of_architecture() -> Vec<DepthwiseI8> {
         name: "depthwise_i8_avx2",
         level: Avx2::LEVEL,
         isa: VectorIsa::Avx2(token),
-        lanes: 8,
+        strip: 16,
         shift: 0,
         interleave: x86::interleave::<0>,
         three: x86::wide_256::<3>,
@@ -454,7 +497,7 @@ fn of_architecture() -> Vec<DepthwiseI8> {
         name: "depthwise_i8_avxvnni",
         level: AvxVnni::LEVEL,
         isa: VectorIsa::Avx2(token.avx2()),
-        lanes: 8,
+        strip: 16,
         shift: 128,
         interleave: x86::interleave::<-128>,
         three: x86::vnni_256::<3>,
@@ -464,7 +507,7 @@ fn of_architecture() -> Vec<DepthwiseI8> {
         name: "depthwise_i8_avx512",
         level: Avx512::LEVEL,
         isa: VectorIsa::Avx512(token),
-        lanes: 16,
+        strip: 32,
         shift: 0,
         interleave: x86::interleave::<0>,
         three: x86::wide_512::<3>,
@@ -474,7 +517,7 @@ fn of_architecture() -> Vec<DepthwiseI8> {
         name: "depthwise_i8_avx512vnni",
         level: Avx512Vnni::LEVEL,
         isa: VectorIsa::Avx512(token.avx512()),
-        lanes: 16,
+        strip: 32,
         shift: 128,
         interleave: x86::interleave::<-128>,
         three: x86::vnni_512::<3>,
@@ -491,7 +534,7 @@ fn of_architecture() -> Vec<DepthwiseI8> {
         name: "depthwise_i8_neon",
         level: Neon::LEVEL,
         isa: VectorIsa::Neon(token),
-        lanes: 4,
+        strip: 16,
         shift: 0,
         interleave: a64::interleave,
         three: a64::wide::<3>,
@@ -501,7 +544,7 @@ fn of_architecture() -> Vec<DepthwiseI8> {
         name: "depthwise_i8_dotprod",
         level: NeonDotprod::LEVEL,
         isa: VectorIsa::Neon(token.neon()),
-        lanes: 4,
+        strip: 16,
         shift: 0,
         interleave: a64::interleave,
         three: a64::sdot::<3>,
@@ -543,16 +586,28 @@ impl DepthwiseI8 {
 
     /// Channels of a strip.
     pub(super) fn strip(&self) -> usize {
-        VECTORS * self.lanes
+        self.strip
     }
 
     pub(super) fn shift(&self) -> i32 {
         self.shift
     }
 
+    /// See [`InterleaveFn`].
+    ///
+    /// # Safety
+    /// As [`InterleaveFn`].
     #[inline]
-    pub(super) fn interleave(&self, rows: [&[i8; LINE_UNIT]; 4], to: &mut [u8; 4 * LINE_UNIT]) {
-        (self.interleave)(rows, to);
+    pub(super) unsafe fn interleave(
+        &self,
+        rows: [*const i8; 4],
+        steps: [usize; 4],
+        columns: usize,
+        to: *mut u8,
+        pitch: usize,
+    ) {
+        // SAFETY: the caller keeps the contract; the kernel exists, so its instructions do.
+        unsafe { (self.interleave)(rows, steps, columns, to, pitch) };
     }
 
     /// The sums of a segment.

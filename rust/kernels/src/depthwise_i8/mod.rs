@@ -31,7 +31,7 @@ const TASK_PRODUCTS: usize = 1 << 17;
 /// Largest number of taps: up to here no sum of `(x - zero) * w` leaves 32 bits.
 const MOST_TAPS: usize = 1 << 16;
 
-/// The sums of a segment: at most 64 channels.
+/// The sums of a segment: at most 32 channels.
 #[repr(C, align(64))]
 struct Sums([i32; SEGMENT * micro::MOST_STRIP]);
 
@@ -244,46 +244,71 @@ impl Job<'_> {
         let strip = self.kernel.strip();
         let (image, y) = (row / g.out_height, row % g.out_height);
         let kh = g.vertical.kernel;
+        let groups = kh.div_ceil(4);
         let first = g.horizontal.start(pixels.start);
         let columns = (pixels.len() - 1) * g.horizontal.stride + g.horizontal.extent();
+        // Columns before, inside and behind the image.
+        let before = (-first).clamp(0, columns as isize).unsigned_abs();
+        let until = (g.width as isize - first).clamp(before as isize, columns as isize).unsigned_abs();
         let top = g.vertical.start(y);
-        for group in 0..kh.div_ceil(4) {
+        let pitch = groups * strip * 4;
+        assert!(scratch.len() >= columns * pitch);
+        for group in 0..groups {
             let row_of = |i: usize| -> Option<usize> {
                 let tap = 4 * group + i;
                 let input_y = top + (tap * g.vertical.dilation) as isize;
-                let inside = tap < kh && input_y >= 0 && input_y < g.height as isize;
-                inside.then(|| (image * g.height + input_y.unsigned_abs()) * g.width)
+                let inside = tap < kh && input_y >= 0 && input_y < g.height as isize && before < until;
+                let x = (first + before as isize).unsigned_abs();
+                inside.then(|| ((image * g.height + input_y.unsigned_abs()) * g.width + x) * g.channels)
             };
             let rows: [Option<usize>; 4] = std::array::from_fn(row_of);
-            for (column, to) in scratch.chunks_exact_mut(strip * 4 * kh.div_ceil(4)).take(columns).enumerate()
-            {
-                let to = &mut to[group * strip * 4..][..strip * 4];
-                let x = first + column as isize;
-                let inside = x >= 0 && x < g.width as isize;
-                for (unit, to) in to.chunks_exact_mut(4 * LINE_UNIT).enumerate() {
-                    let at = unit * LINE_UNIT;
-                    if at >= count {
-                        break;
-                    }
-                    let whole = count - at >= LINE_UNIT;
-                    let mut tails = [self.padding; 4];
-                    let mut lines: [&[i8; LINE_UNIT]; 4] = [&self.padding; 4];
-                    for (i, tail) in tails.iter_mut().enumerate() {
-                        let Some(row) = rows[i].filter(|_| inside) else { continue };
-                        let from = &self.input[(row + x.unsigned_abs()) * g.channels + channel + at..];
-                        match from.first_chunk().filter(|_| whole) {
-                            Some(line) => lines[i] = line,
-                            None => {
-                                tail[..count - at].copy_from_slice(&from[..count - at]);
-                                lines[i] = tail;
-                            }
-                        }
-                    }
-                    if let Some(to) = to.first_chunk_mut() {
-                        self.kernel.interleave(lines, to);
-                    }
+            for at in (0..count).step_by(LINE_UNIT) {
+                let lanes = LINE_UNIT.min(count - at);
+                let to = &mut scratch[(group * strip + at) * 4..];
+                let mut columns_of = |range: Range<usize>, inside: bool| {
+                    let rows = rows.map(|row| row.filter(|_| inside).map(|row| row + channel + at));
+                    let from = (range.start * pitch).min(to.len());
+                    let to = &mut to[from..];
+                    self.columns(rows, lanes, range.len(), to, pitch);
+                };
+                columns_of(0..before, false);
+                columns_of(before..until, true);
+                columns_of(until..columns, false);
+            }
+        }
+    }
+
+    /// Interleaves neighbouring columns of up to four rows: `rows[i]` is where the first column of a row starts in the
+    /// input, `None` for padding.
+    fn columns(&self, rows: [Option<usize>; 4], lanes: usize, columns: usize, to: &mut [u8], pitch: usize) {
+        let c = self.g.channels;
+        if columns == 0 {
+            return;
+        }
+        assert!(to.len() >= (columns - 1) * pitch + 4 * LINE_UNIT);
+        let last = rows.iter().flatten().max().map_or(0, |row| row + (columns - 1) * c);
+        // Lanes beyond the channels may hold anything, so a whole line is read where the input goes on.
+        if last + LINE_UNIT <= self.input.len() {
+            let pointers = rows.map(|row| match row {
+                Some(row) => self.input[row..].as_ptr(),
+                None => self.padding.as_ptr(),
+            });
+            let steps = rows.map(|row| if row.is_some() { c } else { 0 });
+            // SAFETY: every line lies inside the input, as just checked, or is the padding; `to` has room for all
+            // columns.
+            unsafe { self.kernel.interleave(pointers, steps, columns, to.as_mut_ptr(), pitch) };
+            return;
+        }
+        for column in 0..columns {
+            let mut lines = [self.padding; 4];
+            for (line, row) in lines.iter_mut().zip(rows) {
+                if let Some(row) = row {
+                    line[..lanes].copy_from_slice(&self.input[row + column * c..][..lanes]);
                 }
             }
+            let pointers = [0, 1, 2, 3].map(|i: usize| lines[i].as_ptr());
+            // SAFETY: the lines are whole, and `to` has room for this column.
+            unsafe { self.kernel.interleave(pointers, [0; 4], 1, to[column * pitch..].as_mut_ptr(), pitch) };
         }
     }
 }

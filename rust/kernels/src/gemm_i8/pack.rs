@@ -142,20 +142,23 @@ pub(crate) struct Line<'a> {
     /// Where the row starts in the first chunk.
     start: *mut u8,
     chunk_pitch: usize,
+    per_chunk: usize,
     k: usize,
 }
 
 impl Line<'_> {
     /// Copies codes to `k = at` and following.
+    #[inline]
     pub(crate) fn copy(&mut self, at: usize, codes: &[i8]) {
         // SAFETY: `pieces` stays inside the row, of which `Block` owns the memory; the kernel exists, so its
         // instructions do.
         self.pieces(at, codes.len(), |line, place, range| unsafe {
-            (self.kernel.copy)(line, place, codes[range.clone()].as_ptr(), range.len());
+            (self.kernel.copy)(line, place, codes.as_ptr().add(range.start), range.len());
         });
     }
 
     /// Sets `len` codes from `k = at` on to one value.
+    #[inline]
     pub(crate) fn fill(&mut self, at: usize, len: usize, value: i8) {
         // SAFETY: as in `copy`.
         self.pieces(at, len, |line, place, range| unsafe {
@@ -167,12 +170,17 @@ impl Line<'_> {
     #[inline]
     fn pieces(&self, at: usize, len: usize, mut body: impl FnMut(*mut u8, usize, Range<usize>)) {
         assert!(at + len <= self.k);
-        let per_chunk = CHUNK / self.kernel.geometry.a_bytes;
+        if at + len <= self.per_chunk {
+            if len > 0 {
+                body(self.start, at, 0..len);
+            }
+            return;
+        }
         let mut done = 0;
         while done < len {
             let k = at + done;
-            let (chunk, place) = (k / per_chunk, k % per_chunk);
-            let count = (per_chunk - place).min(len - done);
+            let (chunk, place) = (k / self.per_chunk, k % self.per_chunk);
+            let count = (self.per_chunk - place).min(len - done);
             // SAFETY: the block has a chunk for every `k` of the row.
             let line = unsafe { self.start.add(chunk * self.chunk_pitch) };
             body(line, place, done..done + count);
@@ -186,6 +194,8 @@ pub(crate) struct Block<'a> {
     kernel: &'a GemmI8,
     scratch: &'a mut [u8],
     chunk_pitch: usize,
+    /// Codes of a chunk.
+    per_chunk: usize,
     k: usize,
 }
 
@@ -200,7 +210,7 @@ impl<'a> Block<'a> {
     pub(super) fn new(kernel: &'a GemmI8, scratch: &'a mut [u8], rows: usize, k: usize) -> Self {
         assert!(scratch.len() >= Self::bytes(kernel, rows, k));
         let chunk_pitch = rows.next_multiple_of(kernel.geometry.row_unit) * LINE;
-        Self { kernel, scratch, chunk_pitch, k }
+        Self { kernel, scratch, chunk_pitch, per_chunk: CHUNK / kernel.geometry.a_bytes, k }
     }
 
     pub(super) fn chunk_pitch(&self) -> usize {
@@ -209,8 +219,10 @@ impl<'a> Block<'a> {
 
     /// Where a row starts in the first chunk, in bytes.
     fn offset(&self, row: usize) -> usize {
-        let unit = self.kernel.geometry.row_unit;
-        row / unit * unit * LINE + row % unit * self.kernel.geometry.group
+        match self.kernel.geometry.row_unit {
+            1 => row * LINE,
+            unit => row / unit * unit * LINE + row % unit * self.kernel.geometry.group,
+        }
     }
 
     /// A row, to be filled.
@@ -220,6 +232,7 @@ impl<'a> Block<'a> {
             kernel: self.kernel,
             start: self.scratch[offset..].as_mut_ptr(),
             chunk_pitch: self.chunk_pitch,
+            per_chunk: self.per_chunk,
             k: self.k,
         }
     }
