@@ -184,10 +184,15 @@ impl RowSource for Windows<'_> {
         // Neighbouring taps of a row are one run of memory unless something lies between them.
         let joined = g.horizontal.dilation == 1 && self.channels == g.channels;
         let line_length = g.horizontal.kernel * self.channels;
+        let interior = g.horizontal.interior(g.width, g.out_width);
         for index in 0..rows.len() {
             let mut line = block.line(index);
             let (left, top) = (g.horizontal.start(x), g.vertical.start(y));
-            let taps = g.horizontal.valid_taps(x, g.width);
+            let taps = if interior.contains(&x) {
+                0..g.horizontal.kernel
+            } else {
+                g.horizontal.valid_taps(x, g.width)
+            };
             for tap_y in 0..g.vertical.kernel {
                 let at = tap_y * line_length;
                 let input_y = top + (tap_y * g.vertical.dilation) as isize;

@@ -111,7 +111,7 @@ pub(crate) fn product<R: RowSource>(
     if m == 0 || b.n() == 0 {
         return Ok(());
     }
-    let threads = if per_thread == 0 { executor.threads() } else { scratch.len() / per_thread };
+    let threads = scratch.len().checked_div(per_thread).unwrap_or_else(|| executor.threads());
     let grid = Grid::new(kernel, m, b.n(), b.k(), executor.threads().min(threads));
     let job = Job { kernel, rows, b, out: output.shared() };
     let mut rest = scratch;

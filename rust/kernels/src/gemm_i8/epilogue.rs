@@ -324,38 +324,51 @@ impl SimdOp for FinishI8<'_> {
 
     #[inline(always)]
     fn run<S: Simd>(self, s: S) {
-        let Self { how, tile, acc, pitch, to, stride } = self;
+        let columns = self.tile.columns;
+        let whole = columns - columns % S::LANES;
+        for j in (0..whole).step_by(S::LANES) {
+            match self.how.residual {
+                None => self.vector::<S, true, false>(s, j, S::LANES),
+                Some(_) => self.vector::<S, true, true>(s, j, S::LANES),
+            }
+        }
+        if whole < columns {
+            match self.how.residual {
+                None => self.vector::<S, false, false>(s, whole, columns - whole),
+                Some(_) => self.vector::<S, false, true>(s, whole, columns - whole),
+            }
+        }
+    }
+}
+
+impl FinishI8<'_> {
+    /// All rows of the `count` columns from `j` on; a whole vector if `FULL`.
+    #[inline(always)]
+    fn vector<S: Simd, const FULL: bool, const RESIDUAL: bool>(&self, s: S, j: usize, count: usize) {
+        let &Self { how, tile, acc, pitch, to, stride } = self;
+        let count = if FULL { S::LANES } else { count };
         let zero = s.splat_i(how.zero);
         let lo = s.splat((how.lo - how.zero) as f32);
         let hi = s.splat((how.hi - how.zero) as f32);
-        let columns = tile.column..tile.column + tile.columns;
-        let scale = &how.scale[columns.clone()];
-        let bias = how.bias.map(|bias| &bias[columns.clone()]);
-        let mut j = 0;
-        while j < tile.columns {
-            let count = S::LANES.min(tile.columns - j);
-            let scale = s.load_tail(&scale[j..]);
-            let bias = bias.map(|bias| s.load_tail(&bias[j..]));
-            for i in 0..tile.rows {
-                // SAFETY: `SharedOutput::finish` received the tile and its sums with the promise that both exist;
-                // `Requantize::check` covered the residual.
-                unsafe {
-                    let sums = load_sums(s, acc.add(i * pitch + j), count);
-                    let mut value = s.mul(s.to_float(sums), scale);
-                    if let Some(bias) = bias {
-                        value = s.add(value, bias);
-                    }
-                    if let Some(r) = how.residual {
-                        let from = r.data.as_ptr().add((tile.row + i) * r.row_stride + tile.column + j);
-                        let codes = s.sub_i(s.load_i8(from, count), s.splat_i(r.zero));
-                        value = s.add(value, s.mul(s.to_float(codes), s.splat(r.scale)));
-                    }
-                    // The bounds are integers, so clamping commutes with rounding.
-                    let value = s.at_most(s.at_least(value, lo), hi);
-                    s.store_i8(to.add(i * stride + j), count, s.add_i(s.round_away(value), zero));
+        let columns = tile.column + j..tile.column + tile.columns;
+        let scale = s.load_tail(&how.scale[columns.clone()]);
+        // Adding 0 changes no code: the sign of a zero does not outlive the rounding.
+        let bias = how.bias.map_or(s.splat(0.0), |bias| s.load_tail(&bias[columns]));
+        for i in 0..tile.rows {
+            // SAFETY: `SharedOutput::finish` received the tile and its sums with the promise that both exist;
+            // `Requantize::check` covered the residual.
+            unsafe {
+                let sums = load_sums(s, acc.add(i * pitch + j), count);
+                let mut value = s.add(s.mul(s.to_float(sums), scale), bias);
+                if RESIDUAL && let Some(r) = how.residual {
+                    let from = r.data.as_ptr().add((tile.row + i) * r.row_stride + tile.column + j);
+                    let codes = s.sub_i(s.load_i8(from, count), s.splat_i(r.zero));
+                    value = s.add(value, s.mul(s.to_float(codes), s.splat(r.scale)));
                 }
+                // The bounds are integers, so clamping commutes with rounding.
+                let value = s.at_most(s.at_least(value, lo), hi);
+                s.store_i8(to.add(i * stride + j), count, s.add_i(s.round_away(value), zero));
             }
-            j += S::LANES;
         }
     }
 }

@@ -10,7 +10,7 @@ use crate::{Epilogue, KernelError, Residual};
 fn codes(rng: &mut Rng, count: usize) -> Vec<i8> {
     let mut codes = rng.bytes_i8(count);
     for code in codes.iter_mut() {
-        if rng.next_u64() % 3 == 0 {
+        if rng.next_u64().is_multiple_of(3) {
             *code = rng.choose(&[-128, -128, -127, 127, 127, 0]);
         }
     }
