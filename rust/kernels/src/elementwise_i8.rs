@@ -84,31 +84,38 @@ impl SimdOp for Add<'_> {
     type Output = ();
 
     #[inline(always)]
-    fn run<S: Simd>(self, s: S) {
-        let Self { how, a, b, out } = self;
-        assert!(a.len() == out.len() && b.len() == out.len());
-        let (lo, hi) = (s.splat((how.lo - how.zero) as f32), s.splat((how.hi - how.zero) as f32));
-        let zero = s.splat_i(how.zero);
-        let (a_scale, b_scale) = (s.splat(how.a_scale), s.splat(how.b_scale));
-        let (a_zero, b_zero) = (s.splat_i(how.a_zero), s.splat_i(how.b_zero));
-        let len = out.len();
-        let step = |at: usize, count: usize, out: &mut [i8]| {
-            // SAFETY: `at + count <= len`, the length of all three slices.
-            unsafe {
-                let a = s.to_float(s.sub_i(s.load_i8(a.as_ptr().add(at), count), a_zero));
-                let b = s.to_float(s.sub_i(s.load_i8(b.as_ptr().add(at), count), b_zero));
-                let value = s.add(s.mul(a, a_scale), s.mul(b, b_scale));
-                let code = s.round_away(s.at_most(s.at_least(value, lo), hi));
-                s.store_i8(out.as_mut_ptr().add(at), count, s.add_i(code, zero));
-            }
-        };
-        let mut at = 0;
-        while at + S::LANES <= len {
-            step(at, S::LANES, out);
-            at += S::LANES;
+    fn run<S: Simd>(mut self, s: S) {
+        let len = self.out.len();
+        assert!(self.a.len() == len && self.b.len() == len);
+        let whole = len - len % S::LANES;
+        for at in (0..whole).step_by(S::LANES) {
+            // SAFETY: a whole vector is left in all three slices, which are equally long.
+            unsafe { self.vector(s, at, S::LANES) };
         }
-        if at < len {
-            step(at, len - at, out);
+        if whole < len {
+            // SAFETY: the rest of all three slices.
+            unsafe { self.vector(s, whole, len - whole) };
+        }
+    }
+}
+
+impl Add<'_> {
+    /// `count` elements from `at` on.
+    ///
+    /// # Safety
+    /// `count <= LANES`, and all three slices hold `at + count` elements.
+    #[inline(always)]
+    unsafe fn vector<S: Simd>(&mut self, s: S, at: usize, count: usize) {
+        let how = self.how;
+        let (lo, hi) = (s.splat((how.lo - how.zero) as f32), s.splat((how.hi - how.zero) as f32));
+        // SAFETY: the caller vouches for the elements.
+        unsafe {
+            let a = s.sub_i(s.load_i8(self.a.as_ptr().add(at), count), s.splat_i(how.a_zero));
+            let b = s.sub_i(s.load_i8(self.b.as_ptr().add(at), count), s.splat_i(how.b_zero));
+            let a = s.mul(s.to_float(a), s.splat(how.a_scale));
+            let b = s.mul(s.to_float(b), s.splat(how.b_scale));
+            let code = s.round_away(s.at_most(s.at_least(s.add(a, b), lo), hi));
+            s.store_i8(self.out.as_mut_ptr().add(at), count, s.add_i(code, s.splat_i(how.zero)));
         }
     }
 }

@@ -239,20 +239,15 @@ impl SimdOp for Range<'_> {
         let mut low = [s.splat(f32::INFINITY); 4];
         let mut high = [s.splat(f32::NEG_INFINITY); 4];
         // Comparisons with NaN are false, so NaN changes nothing.
-        let mut take = |slot: usize, v: S::F| {
-            low[slot] = s.select(s.lt(v, low[slot]), v, low[slot]);
-            high[slot] = s.select(s.lt(high[slot], v), v, high[slot]);
-        };
         let mut at = 0;
-        while at + 4 * S::LANES <= x.len() {
-            for slot in 0..4 {
-                take(slot, s.load_slice(&x[at + slot * S::LANES..]));
-            }
-            at += 4 * S::LANES;
-        }
         while at + S::LANES <= x.len() {
-            take(0, s.load_slice(&x[at..]));
-            at += S::LANES;
+            let slots = if at + 4 * S::LANES <= x.len() { 4 } else { 1 };
+            for slot in 0..slots {
+                let v = s.load_slice(&x[at + slot * S::LANES..]);
+                low[slot] = s.select(s.lt(v, low[slot]), v, low[slot]);
+                high[slot] = s.select(s.lt(high[slot], v), v, high[slot]);
+            }
+            at += slots * S::LANES;
         }
         let (mut lo, mut hi) = (f32::INFINITY, f32::NEG_INFINITY);
         for slot in 0..4 {

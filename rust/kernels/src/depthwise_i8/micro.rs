@@ -75,7 +75,10 @@ unsafe fn sum_strip<D: LaneDot, const VECTORS: usize, const TAPS: usize>(d: D, a
     let vector = 4 * D::LANES;
     // SAFETY: the caller vouches for everything that the arguments describe.
     unsafe {
-        let init: [D::I; VECTORS] = std::array::from_fn(|v| d.load_i32(args.init.add(v * D::LANES)));
+        let mut init = [d.load_i32(args.init); VECTORS];
+        for v in 1..VECTORS {
+            init[v] = d.load_i32(args.init.add(v * D::LANES));
+        }
         let mut weights = [[d.load_w(args.weights); VECTORS]; TAPS];
         for tap in 0..TAPS {
             for v in 0..VECTORS {
@@ -250,10 +253,11 @@ mod x86 {
             // SAFETY: as in `load_i32`.
             unsafe {
                 let x = _mm256_loadu_si256(x.cast());
-                let even = |v| _mm256_srai_epi16::<8>(_mm256_slli_epi16::<8>(v));
-                let odd = |v| _mm256_srai_epi16::<8>(v);
+                let x_even = _mm256_srai_epi16::<8>(_mm256_slli_epi16::<8>(x));
+                let w_even = _mm256_srai_epi16::<8>(_mm256_slli_epi16::<8>(w));
+                let (x_odd, w_odd) = (_mm256_srai_epi16::<8>(x), _mm256_srai_epi16::<8>(w));
                 let sum =
-                    _mm256_add_epi32(_mm256_madd_epi16(even(x), even(w)), _mm256_madd_epi16(odd(x), odd(w)));
+                    _mm256_add_epi32(_mm256_madd_epi16(x_even, w_even), _mm256_madd_epi16(x_odd, w_odd));
                 _mm256_add_epi32(acc, sum)
             }
         }
@@ -270,10 +274,11 @@ mod x86 {
             // SAFETY: as in `load_i32`.
             unsafe {
                 let x = _mm512_loadu_si512(x.cast());
-                let even = |v| _mm512_srai_epi16::<8>(_mm512_slli_epi16::<8>(v));
-                let odd = |v| _mm512_srai_epi16::<8>(v);
+                let x_even = _mm512_srai_epi16::<8>(_mm512_slli_epi16::<8>(x));
+                let w_even = _mm512_srai_epi16::<8>(_mm512_slli_epi16::<8>(w));
+                let (x_odd, w_odd) = (_mm512_srai_epi16::<8>(x), _mm512_srai_epi16::<8>(w));
                 let sum =
-                    _mm512_add_epi32(_mm512_madd_epi16(even(x), even(w)), _mm512_madd_epi16(odd(x), odd(w)));
+                    _mm512_add_epi32(_mm512_madd_epi16(x_even, w_even), _mm512_madd_epi16(x_odd, w_odd));
                 _mm512_add_epi32(acc, sum)
             }
         }

@@ -15,6 +15,12 @@ const FAMILY: &str = "gemm_i8";
 /// Bytes of packed A that are used together; the second-level cache holds them besides a panel of weights.
 const BLOCK_BYTES: usize = 192 << 10;
 
+/// Packed weights up to this size are read again from the second-level cache for every block of rows.
+const SMALL_WEIGHTS: usize = 256 << 10;
+
+/// Bytes of output that stay in the first-level cache while the panels fill them column by column.
+const OUTPUT_BYTES: usize = 24 << 10;
+
 /// Products below which a task is not worth a thread.
 const TASK_PRODUCTS: usize = 1 << 20;
 
@@ -73,12 +79,16 @@ struct Grid {
 }
 
 impl Grid {
-    fn new(kernel: &GemmI8, m: usize, n: usize, k: usize, threads: usize) -> Self {
-        let (mr, nr) = (kernel.mr(), kernel.nr());
+    fn new(kernel: &GemmI8, m: usize, b: &PackedI8, element_bytes: usize, threads: usize) -> Self {
+        let (n, k, mr, nr) = (b.n(), b.k(), kernel.mr(), kernel.nr());
+        let mut block = rows_per_block(kernel, k);
+        if b.bytes() <= SMALL_WEIGHTS {
+            block = block.min((OUTPUT_BYTES / (n * element_bytes) / mr).max(1) * mr);
+        }
         let most_tasks = m.saturating_mul(n).saturating_mul(k.max(1)).div_ceil(TASK_PRODUCTS);
         // Four tasks per thread let fast threads help slow ones.
         let wanted = if threads > 1 { most_tasks.min(4 * threads) } else { 1 };
-        let row_parts = m.div_ceil(rows_per_block(kernel, k)).max(wanted.min(m.div_ceil(mr)));
+        let row_parts = m.div_ceil(block).max(wanted.min(m.div_ceil(mr)));
         let column_parts =
             if row_parts >= wanted { 1 } else { wanted.div_ceil(row_parts).min(n.div_ceil(nr)) };
         Self { row_parts, column_parts, mr, nr, m, n }
@@ -112,7 +122,7 @@ pub(crate) fn product<R: RowSource>(
         return Ok(());
     }
     let threads = scratch.len().checked_div(per_thread).unwrap_or_else(|| executor.threads());
-    let grid = Grid::new(kernel, m, b.n(), b.k(), executor.threads().min(threads));
+    let grid = Grid::new(kernel, m, b, output.element_bytes(), executor.threads().min(threads));
     let job = Job { kernel, rows, b, out: output.shared() };
     let mut rest = scratch;
     let states: Vec<&mut [u8]> = (0..threads)

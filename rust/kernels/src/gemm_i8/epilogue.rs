@@ -246,6 +246,11 @@ impl Output<'_> {
         }
     }
 
+    /// Bytes of an element.
+    pub(crate) fn element_bytes(&self) -> usize {
+        if matches!(self, Self::Int8 { .. }) { 1 } else { 4 }
+    }
+
     pub(crate) fn shared(&mut self) -> SharedOutput<'_> {
         match self {
             Self::Int32 { data, row_stride } => SharedOutput::Int32(data.as_mut_ptr(), *row_stride),
@@ -387,6 +392,7 @@ unsafe fn load_sums<S: Simd>(s: S, from: *const i32, count: usize) -> S::I {
 
 /// Sums and the tile that they become. The sums are `i32` or, for block-wise weights whose scales are applied already,
 /// `f32`.
+#[derive(Clone, Copy)]
 pub(crate) struct FloatTile {
     pub(crate) tile: Tile,
     pub(crate) acc: *const f32,
@@ -398,54 +404,79 @@ pub(crate) struct FloatTile {
 
 struct FinishF32<'a, const INTEGER: bool>(&'a Dequantize<'a>, FloatTile);
 
+/// A vector of an optional parameter of the columns, if there is one.
+#[inline(always)]
+fn load_columns<S: Simd>(s: S, values: Option<&[f32]>, from: usize, to: usize) -> Option<S::F> {
+    match values {
+        Some(values) => Some(s.load_tail(&values[from..to])),
+        None => None,
+    }
+}
+
+/// The parameter of a row: its own, or the one of all rows.
+#[inline(always)]
+fn of_row(values: &[f32], row: usize) -> f32 {
+    values[if values.len() == 1 { 0 } else { row }]
+}
+
 impl<const INTEGER: bool> SimdOp for FinishF32<'_, INTEGER> {
     type Output = ();
 
     #[inline(always)]
     fn run<S: Simd>(self, s: S) {
-        let Self(how, FloatTile { tile, acc, pitch, to, stride }) = self;
-        let columns = tile.column..tile.column + tile.columns;
-        let mut j = 0;
-        while j < tile.columns {
-            let count = S::LANES.min(tile.columns - j);
-            let load = |v: &[f32]| s.load_tail(&v[columns.start + j..columns.end]);
-            let (scale, bias) = (how.epilogue.scale.map(load), how.epilogue.bias.map(load));
-            let column_scale = if INTEGER { load(how.column_scale) } else { s.splat(1.0) };
-            let column_offset = if INTEGER { how.column_offset.map(load) } else { None };
-            let column_sum = how.row_offset.and(how.column_sum).map(load);
-            let clamp = if is_simple(how) { how.epilogue.activation.as_clamp() } else { None };
-            for i in 0..tile.rows {
-                let row = tile.row + i;
-                let per_row = |v: &[f32]| s.splat(v[if v.len() == 1 { 0 } else { row }]);
-                // SAFETY: `SharedOutput::finish` received the tile and its sums with the promise that both exist.
-                unsafe {
-                    let from = acc.add(i * pitch + j);
-                    let sums = if count == S::LANES { s.load(from) } else { s.load_partial(from, count) };
-                    let mut value = sums;
-                    if INTEGER {
-                        value = s.mul(s.to_float(s.bits(sums)), column_scale);
-                        if let (Some(offset), Some(sum)) = (column_offset, how.row_sum) {
-                            value = s.add(value, s.mul(s.splat(sum[row] as f32), offset));
-                        }
+        let columns = self.1.tile.columns;
+        let whole = columns - columns % S::LANES;
+        for j in (0..whole).step_by(S::LANES) {
+            self.vector::<S, true>(s, j, S::LANES);
+        }
+        if whole < columns {
+            self.vector::<S, false>(s, whole, columns - whole);
+        }
+    }
+}
+
+impl<const INTEGER: bool> FinishF32<'_, INTEGER> {
+    /// All rows of the `count` columns from `j` on; a whole vector if `FULL`.
+    #[inline(always)]
+    fn vector<S: Simd, const FULL: bool>(&self, s: S, j: usize, count: usize) {
+        let &Self(how, FloatTile { tile, acc, pitch, to, stride }) = self;
+        let count = if FULL { S::LANES } else { count };
+        let (first, end) = (tile.column + j, tile.column + tile.columns);
+        let scale = load_columns(s, how.epilogue.scale, first, end);
+        let bias = load_columns(s, how.epilogue.bias, first, end);
+        let column_scale = if INTEGER { s.load_tail(&how.column_scale[first..end]) } else { s.splat(1.0) };
+        let column_offset = if INTEGER { load_columns(s, how.column_offset, first, end) } else { None };
+        let column_sum = load_columns(s, how.row_offset.and(how.column_sum), first, end);
+        let clamp = if is_simple(how) { how.epilogue.activation.as_clamp() } else { None };
+        for i in 0..tile.rows {
+            let row = tile.row + i;
+            // SAFETY: `SharedOutput::finish` received the tile and its sums with the promise that both exist.
+            unsafe {
+                let from = acc.add(i * pitch + j);
+                let sums = if FULL { s.load(from) } else { s.load_partial(from, count) };
+                let mut value = sums;
+                if INTEGER {
+                    value = s.mul(s.to_float(s.bits(sums)), column_scale);
+                    if let (Some(offset), Some(sum)) = (column_offset, how.row_sum) {
+                        value = s.add(value, s.mul(s.splat(sum[row] as f32), offset));
                     }
-                    value = s.mul(value, per_row(how.row_scale));
-                    if let (Some(offset), Some(sum)) = (how.row_offset, column_sum) {
-                        value = s.add(value, s.mul(per_row(offset), sum));
-                    }
-                    if let Some(scale) = scale {
-                        value = s.mul(value, scale);
-                    }
-                    if let Some(bias) = bias {
-                        value = s.add(value, bias);
-                    }
-                    if let Some((lo, hi)) = clamp {
-                        value = s.at_most(s.at_least(value, s.splat(lo)), s.splat(hi));
-                    }
-                    let to = to.add(i * stride + j);
-                    if count == S::LANES { s.store(to, value) } else { s.store_partial(to, count, value) }
                 }
+                value = s.mul(value, s.splat(of_row(how.row_scale, row)));
+                if let (Some(offset), Some(sum)) = (how.row_offset, column_sum) {
+                    value = s.add(value, s.mul(s.splat(of_row(offset, row)), sum));
+                }
+                if let Some(scale) = scale {
+                    value = s.mul(value, scale);
+                }
+                if let Some(bias) = bias {
+                    value = s.add(value, bias);
+                }
+                if let Some((lo, hi)) = clamp {
+                    value = s.at_most(s.at_least(value, s.splat(lo)), s.splat(hi));
+                }
+                let to = to.add(i * stride + j);
+                if FULL { s.store(to, value) } else { s.store_partial(to, count, value) }
             }
-            j += S::LANES;
         }
     }
 }
