@@ -58,9 +58,11 @@ impl KernelSet {
         Self::choose(cap)
     }
 
-    /// One set per vector level that may run here, the lowest first. For tests.
+    /// One set per instruction-set level that may run here, the lowest first. For tests.
     pub fn all_available() -> Vec<Self> {
-        VectorIsa::all_available().into_iter().map(|isa| Self::at_most(isa.level())).collect()
+        let allowed =
+            |level: IsaLevel| level == IsaLevel::Baseline || cpu::cpu().is_ok_and(|cpu| cpu.allows(level));
+        IsaLevel::ALL.iter().filter(|&&level| allowed(level)).map(|&level| Self::at_most(level)).collect()
     }
 
     fn choose(cap: IsaLevel) -> Self {
@@ -110,6 +112,11 @@ mod tests {
             assert!(choice.kernel.starts_with(choice.family), "{choice:?}");
             assert!(choice.kernel.contains("baseline"), "{choice:?}");
         }
-        assert!(!KernelSet::all_available().is_empty());
+        let sets = KernelSet::all_available();
+        let best = |choices: Vec<KernelChoice>| choices.into_iter().map(|c| c.kernel).collect::<Vec<_>>();
+        if let (Some(last), Ok(chosen)) = (sets.last(), KernelSet::get()) {
+            assert_eq!(best(last.list()), best(chosen.list()));
+        }
+        assert!(!sets.is_empty());
     }
 }

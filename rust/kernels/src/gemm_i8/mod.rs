@@ -40,7 +40,7 @@ mod x86_wide;
 
 pub(crate) use driver::product;
 pub use driver::{gemm_i8, scratch_len};
-pub use epilogue::{Dequantize, Output, Requantize, ResidualI8};
+pub use epilogue::{Dequantize, Output, Requantize, ResidualI8, requantize_parameters};
 pub(crate) use epilogue::{FloatTile, SharedOutput, Tile, check_rows, finish_float};
 pub use kernels::GemmI8;
 pub use pack::PackedI8;

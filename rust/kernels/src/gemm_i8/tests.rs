@@ -175,6 +175,35 @@ fn requantized_codes_are_those_of_the_formula_on_every_kernel() {
 }
 
 #[test]
+fn codes_are_those_of_the_formula_in_f64_but_next_to_halves() {
+    let (channels, per_channel) = (64, 4000);
+    let mut rng = Rng::new(12);
+    let weight_scale = rng.floats(channels, 1e-3, 1e-2);
+    let real_bias = rng.floats(channels, -1.0, 1.0);
+    let (scale_in, scale_out) = (0.043_f32, 0.071_f32);
+    let (scale, bias) = requantize_parameters(scale_in, &weight_scale, &real_bias, scale_out).unwrap();
+    let requantize = Requantize::new(&scale, Some(&bias), 0);
+    let mut differ = 0;
+    for c in 0..channels {
+        for _ in 0..per_channel {
+            let acc = rng.integer(-40_000, 40_000) as i32;
+            let real =
+                f64::from(acc) * f64::from(weight_scale[c]) * f64::from(scale_in) + f64::from(real_bias[c]);
+            let exact = real / f64::from(scale_out);
+            let got = f64::from(requantize.reference(acc, 0, c));
+            if got != exact.round().clamp(-127.0, 127.0) {
+                differ += 1;
+                let from_half = (exact.abs().fract() - 0.5).abs();
+                assert!(from_half <= exact.abs().max(1.0) * 2.4e-7, "{exact} became {got}");
+            }
+        }
+    }
+    assert!(differ <= channels * per_channel / 10_000, "{differ} codes differ");
+    assert!(requantize_parameters(1.0, &weight_scale, &real_bias[1..], 1.0).is_err());
+    assert!(requantize_parameters(1.0, &weight_scale, &real_bias, 0.0).is_err());
+}
+
+#[test]
 fn exact_halves_round_away_from_zero_on_every_kernel() {
     // Sums 0, 1, 2 ... with scale 1/2, and sums far outside the range of a code.
     let n = 17;
