@@ -430,6 +430,7 @@ struct FinishF32<'a, const INTEGER: bool>(&'a Dequantize<'a>, FloatTile);
 
 /// A vector of an optional parameter of the columns, if there is one.
 #[inline(always)]
+#[allow(clippy::manual_map, reason = "a closure that is not inlined would be compiled for the baseline")]
 fn load_columns<S: Simd>(s: S, values: Option<&[f32]>, from: usize, to: usize) -> Option<S::F> {
     match values {
         Some(values) => Some(s.load_tail(&values[from..to])),
