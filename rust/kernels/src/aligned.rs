@@ -57,6 +57,40 @@ impl DerefMut for AlignedVec {
     }
 }
 
+#[repr(C, align(64))]
+#[derive(Clone, Copy, Debug)]
+struct ByteLine([u8; 64]);
+
+/// Bytes that start at a cache line: packed int8 and low-bit weights, and the scratch of the products over them.
+#[derive(Clone, Debug, Default)]
+pub struct AlignedBytes {
+    lines: Vec<ByteLine>,
+    len: usize,
+}
+
+impl AlignedBytes {
+    /// `len` zeros.
+    pub fn zeros(len: usize) -> Self {
+        Self { lines: vec![ByteLine([0; 64]); len.div_ceil(64)], len }
+    }
+}
+
+impl Deref for AlignedBytes {
+    type Target = [u8];
+
+    fn deref(&self) -> &[u8] {
+        // SAFETY: a `ByteLine` is 64 bytes without padding, and `len` is at most 64 per line.
+        unsafe { std::slice::from_raw_parts(self.lines.as_ptr().cast(), self.len) }
+    }
+}
+
+impl DerefMut for AlignedBytes {
+    fn deref_mut(&mut self) -> &mut [u8] {
+        // SAFETY: as in `deref`; the borrow of `self` is unique.
+        unsafe { std::slice::from_raw_parts_mut(self.lines.as_mut_ptr().cast(), self.len) }
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -3,7 +3,10 @@
 use std::sync::OnceLock;
 
 use crate::cpu::{self, IsaLevel, IsaOverrideError};
+use crate::depthwise_i8::DepthwiseI8;
 use crate::gemm_f32::GemmF32;
+use crate::gemm_i8::GemmI8;
+use crate::gemm_w4::GemmW4;
 use crate::simd::VectorIsa;
 
 /// The kernel chosen for each family.
@@ -14,8 +17,14 @@ use crate::simd::VectorIsa;
 pub struct KernelSet {
     /// Float matrix product; also used by convolution.
     pub gemm_f32: GemmF32,
+    /// Int8 matrix product; also used by convolution.
+    pub gemm_i8: GemmI8,
+    /// Matrix product of block-wise weights of 2 to 8 bits and int8 activations.
+    pub gemm_w4: GemmW4,
     /// Depthwise convolution of float activations.
     pub depthwise_f32: VectorIsa,
+    /// Depthwise convolution of int8 activations.
+    pub depthwise_i8: DepthwiseI8,
     /// Unary and binary element-wise functions.
     pub elementwise_f32: VectorIsa,
     /// Max and average pooling.
@@ -49,9 +58,11 @@ impl KernelSet {
         Self::choose(cap)
     }
 
-    /// One set per vector level that may run here, the lowest first. For tests.
+    /// One set per instruction-set level that may run here, the lowest first. For tests.
     pub fn all_available() -> Vec<Self> {
-        VectorIsa::all_available().into_iter().map(|isa| Self::at_most(isa.level())).collect()
+        let allowed =
+            |level: IsaLevel| level == IsaLevel::Baseline || cpu::cpu().is_ok_and(|cpu| cpu.allows(level));
+        IsaLevel::ALL.iter().filter(|&&level| allowed(level)).map(|&level| Self::at_most(level)).collect()
     }
 
     fn choose(cap: IsaLevel) -> Self {
@@ -61,7 +72,10 @@ impl KernelSet {
             .unwrap_or(VectorIsa::Portable);
         Self {
             gemm_f32: GemmF32::new(vector),
+            gemm_i8: GemmI8::at_most(cap),
+            gemm_w4: GemmW4::at_most(cap),
             depthwise_f32: vector,
+            depthwise_i8: DepthwiseI8::at_most(cap),
             elementwise_f32: vector,
             pool_f32: vector,
             reduce_f32: vector,
@@ -76,7 +90,10 @@ impl KernelSet {
         };
         vec![
             KernelChoice { family: "gemm_f32", kernel: self.gemm_f32.name().to_owned() },
+            KernelChoice { family: "gemm_i8", kernel: self.gemm_i8.name().to_owned() },
+            KernelChoice { family: "gemm_w4", kernel: self.gemm_w4.name().to_owned() },
             vector("depthwise_f32", self.depthwise_f32),
+            KernelChoice { family: "depthwise_i8", kernel: self.depthwise_i8.name().to_owned() },
             vector("elementwise_f32", self.elementwise_f32),
             vector("pool_f32", self.pool_f32),
             vector("reduce_f32", self.reduce_f32),
@@ -95,6 +112,11 @@ mod tests {
             assert!(choice.kernel.starts_with(choice.family), "{choice:?}");
             assert!(choice.kernel.contains("baseline"), "{choice:?}");
         }
-        assert!(!KernelSet::all_available().is_empty());
+        let sets = KernelSet::all_available();
+        let best = |choices: Vec<KernelChoice>| choices.into_iter().map(|c| c.kernel).collect::<Vec<_>>();
+        if let (Some(last), Ok(chosen)) = (sets.last(), KernelSet::get()) {
+            assert_eq!(best(last.list()), best(chosen.list()));
+        }
+        assert!(!sets.is_empty());
     }
 }

@@ -145,6 +145,17 @@ impl Sliding {
         out: usize,
         out_channels: usize,
     ) -> Result<(), KernelError> {
+        let wanted = self.check_input(kernel, input, out_channels)?;
+        KernelError::check(kernel, "length of the output", out, wanted)
+    }
+
+    /// As [`check`](Self::check) without the output's length, which is returned.
+    pub(crate) fn check_input(
+        &self,
+        kernel: &'static str,
+        input: usize,
+        out_channels: usize,
+    ) -> Result<usize, KernelError> {
         self.vertical.check()?;
         self.horizontal.check()?;
         let product = |sizes: [usize; 4]| {
@@ -155,8 +166,7 @@ impl Sliding {
         };
         let wanted = product([self.batch, self.height, self.width, self.channels])?;
         KernelError::check(kernel, "length of the input", input, wanted)?;
-        let wanted = product([self.batch, self.out_height, self.out_width, out_channels])?;
-        KernelError::check(kernel, "length of the output", out, wanted)
+        product([self.batch, self.out_height, self.out_width, out_channels])
     }
 }
 

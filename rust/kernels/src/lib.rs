@@ -24,19 +24,25 @@
 
 mod aligned;
 pub mod conv_f32;
+pub mod conv_i8;
 pub mod cpu;
 pub mod depthwise_f32;
+pub mod depthwise_i8;
 mod dispatch;
 pub mod elementwise;
+pub mod elementwise_i8;
 mod epilogue;
 mod error;
 pub mod gemm_f32;
+pub mod gemm_i8;
+pub mod gemm_w4;
 pub mod geometry;
 pub mod half_rows;
 pub mod multiversion;
 pub mod normalize;
 pub mod parallel;
 pub mod pool;
+pub mod quantize_rows;
 pub mod reduce;
 pub mod simd;
 pub mod softmax;
@@ -44,7 +50,7 @@ pub mod softmax;
 pub mod testing;
 pub mod transpose;
 
-pub use aligned::AlignedVec;
+pub use aligned::{AlignedBytes, AlignedVec};
 pub use dispatch::{KernelChoice, KernelSet};
 pub use epilogue::{Epilogue, Residual};
 pub use error::KernelError;

@@ -195,4 +195,37 @@ impl Simd for Neon {
         // SAFETY: the token proves the CPU feature that the intrinsic needs.
         unsafe { vcvtnq_s32_f32(a) }
     }
+
+    #[inline(always)]
+    fn trunc_int(self, a: Self::F) -> Self::I {
+        // SAFETY: the token proves the CPU feature that the intrinsic needs.
+        unsafe { vcvtq_s32_f32(a) }
+    }
+    #[inline(always)]
+    unsafe fn load_i8(self, from: *const i8, count: usize) -> Self::I {
+        let mut bytes = [0_i8; 8];
+        // SAFETY: the token proves the CPU feature; the caller vouches for `count <= 4` bytes.
+        unsafe {
+            if count == 4 {
+                from.cast::<[u8; 4]>().copy_to_nonoverlapping(bytes.as_mut_ptr().cast(), 1);
+            } else {
+                from.copy_to_nonoverlapping(bytes.as_mut_ptr(), count);
+            }
+            vmovl_s16(vget_low_s16(vmovl_s8(vld1_s8(bytes.as_ptr()))))
+        }
+    }
+    #[inline(always)]
+    unsafe fn store_i8(self, to: *mut i8, count: usize, x: Self::I) {
+        let mut bytes = [0_i8; 8];
+        // SAFETY: the token proves the CPU feature; the caller vouches for `count <= 4` bytes.
+        unsafe {
+            let half = vmovn_s32(x);
+            vst1_s8(bytes.as_mut_ptr(), vmovn_s16(vcombine_s16(half, half)));
+            if count == 4 {
+                bytes.as_ptr().cast::<[u8; 4]>().copy_to_nonoverlapping(to.cast(), 1);
+            } else {
+                bytes.as_ptr().copy_to_nonoverlapping(to, count);
+            }
+        }
+    }
 }

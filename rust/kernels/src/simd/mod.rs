@@ -120,6 +120,26 @@ pub trait Simd: Copy + Send + Sync + 'static {
     fn to_float(self, a: Self::I) -> Self::F;
     /// Nearest integers (halves to even) of floats within the range of `i32`.
     fn to_int(self, a: Self::F) -> Self::I;
+    /// The integer part of floats within the range of `i32` (towards zero).
+    fn trunc_int(self, a: Self::F) -> Self::I;
+    /// The first `count` signed bytes from `from`, widened; 0 in the other lanes.
+    ///
+    /// # Safety
+    /// `count <= LANES` and `from` must be valid for reading `count` bytes.
+    unsafe fn load_i8(self, from: *const i8, count: usize) -> Self::I;
+    /// The lowest byte of each of the first `count` lanes to `to`.
+    ///
+    /// # Safety
+    /// `count <= LANES` and `to` must be valid for writing `count` bytes.
+    unsafe fn store_i8(self, to: *mut i8, count: usize, x: Self::I);
+
+    /// The nearest integer, halves away from zero, of values of magnitude below 2^22.
+    ///
+    /// `trunc(x + copysign(0.5 - 2^-25, x))`: with 0.5 itself the largest value below 0.5 would round up.
+    #[inline(always)]
+    fn round_away(self, x: Self::F) -> Self::I {
+        self.trunc_int(self.add(x, self.copysign(self.splat(0.5_f32.next_down()), x)))
+    }
 
     /// Sum of the lanes in a fixed order (pairwise by halves).
     #[inline(always)]

@@ -171,4 +171,21 @@ impl Simd for Portable {
     fn to_int(self, a: Self::F) -> Self::I {
         a.map(|x| x.round_ties_even() as i32)
     }
+
+    #[inline(always)]
+    fn trunc_int(self, a: Self::F) -> Self::I {
+        a.map(|x| x as i32)
+    }
+    #[inline(always)]
+    unsafe fn load_i8(self, from: *const i8, count: usize) -> Self::I {
+        // SAFETY: the caller vouches for `count <= LANES` bytes.
+        std::array::from_fn(|lane| if lane < count { i32::from(unsafe { *from.add(lane) }) } else { 0 })
+    }
+    #[inline(always)]
+    unsafe fn store_i8(self, to: *mut i8, count: usize, x: Self::I) {
+        for (lane, &x) in x.iter().enumerate().take(count) {
+            // SAFETY: the caller vouches for `count <= LANES` bytes.
+            unsafe { *to.add(lane) = x as i8 };
+        }
+    }
 }

@@ -117,3 +117,46 @@ fn partial_loads_and_stores_touch_only_their_lanes() {
         isa.run(Partial);
     }
 }
+
+struct Bytes;
+
+impl SimdOp for Bytes {
+    type Output = ();
+
+    #[inline(always)]
+    fn run<S: Simd>(self, s: S) {
+        let values: Vec<i8> = (0..16).map(|i| (i * 17 - 128_i32) as i8).collect();
+        for count in 0..=S::LANES {
+            // SAFETY: 16 values, and 20 places of which the store starts at the second.
+            let (x, out) = unsafe {
+                let x = s.load_i8(values.as_ptr(), count);
+                let mut out = [99_i8; 20];
+                s.store_i8(out.as_mut_ptr().add(2), count, x);
+                (s.lanes(s.to_float(x)), out)
+            };
+            for lane in 0..S::LANES {
+                assert_eq!(x[lane], if lane < count { f32::from(values[lane]) } else { 0.0 });
+            }
+            for (i, &x) in out.iter().enumerate() {
+                assert_eq!(x, if (2..2 + count).contains(&i) { values[i - 2] } else { 99 });
+            }
+        }
+        let mut rounded =
+            vec![0.5, 1.5, 2.5, 126.5, 0.5_f32.next_down(), 1.5_f32.next_down(), 0.0, 4_000_000.5];
+        rounded.extend(rounded.clone().iter().map(|x| -x));
+        for from in rounded.chunks_exact(S::LANES.min(8)) {
+            let x: Vec<f32> = from.iter().copied().cycle().take(16).collect();
+            let got = s.lanes(s.to_float(s.round_away(s.load_slice(&x))));
+            for lane in 0..S::LANES {
+                assert_eq!(got[lane], x[lane].round(), "{}", x[lane]);
+            }
+        }
+    }
+}
+
+#[test]
+fn bytes_are_widened_narrowed_and_rounded_away_from_zero() {
+    for isa in VectorIsa::all_available() {
+        isa.run(Bytes);
+    }
+}

@@ -198,4 +198,38 @@ impl Simd for Avx2 {
         // SAFETY: the token proves the CPU feature that the intrinsic needs.
         unsafe { _mm256_cvtps_epi32(a) }
     }
+
+    #[inline(always)]
+    fn trunc_int(self, a: Self::F) -> Self::I {
+        // SAFETY: the token proves the CPU feature that the intrinsic needs.
+        unsafe { _mm256_cvttps_epi32(a) }
+    }
+    #[inline(always)]
+    unsafe fn load_i8(self, from: *const i8, count: usize) -> Self::I {
+        let mut bytes = [0_i8; 8];
+        // SAFETY: the token proves the CPU features; the caller vouches for `count <= 8` bytes.
+        unsafe {
+            if count == 8 {
+                return _mm256_cvtepi8_epi32(_mm_loadl_epi64(from.cast()));
+            }
+            std::ptr::copy_nonoverlapping(from, bytes.as_mut_ptr(), count);
+            _mm256_cvtepi8_epi32(_mm_loadl_epi64(bytes.as_ptr().cast()))
+        }
+    }
+    #[inline(always)]
+    unsafe fn store_i8(self, to: *mut i8, count: usize, x: Self::I) {
+        let mut bytes = [0_i8; 8];
+        // SAFETY: the token proves the CPU features; the caller vouches for `count <= 8` bytes.
+        unsafe {
+            let pick = _mm256_set1_epi32(0x0c08_0400);
+            let quads = _mm256_shuffle_epi8(x, pick);
+            let low = _mm256_castsi256_si128(quads);
+            let both = _mm_unpacklo_epi32(low, _mm256_extracti128_si256::<1>(quads));
+            if count == 8 {
+                return _mm_storel_epi64(to.cast(), both);
+            }
+            _mm_storel_epi64(bytes.as_mut_ptr().cast(), both);
+            std::ptr::copy_nonoverlapping(bytes.as_ptr(), to, count);
+        }
+    }
 }

@@ -191,4 +191,34 @@ impl Simd for Avx512 {
         // SAFETY: the token proves the CPU feature that the intrinsic needs.
         unsafe { _mm512_cvtps_epi32(a) }
     }
+
+    #[inline(always)]
+    fn trunc_int(self, a: Self::F) -> Self::I {
+        // SAFETY: the token proves the CPU feature that the intrinsic needs.
+        unsafe { _mm512_cvttps_epi32(a) }
+    }
+    #[inline(always)]
+    unsafe fn load_i8(self, from: *const i8, count: usize) -> Self::I {
+        // SAFETY: the token proves the CPU features; the caller vouches for `count` bytes, and lanes that are masked
+        // off are not accessed.
+        unsafe {
+            _mm512_cvtepi8_epi32(if count == 16 {
+                _mm_loadu_si128(from.cast())
+            } else {
+                _mm_maskz_loadu_epi8(((1_u32 << count) - 1) as u16, from)
+            })
+        }
+    }
+    #[inline(always)]
+    unsafe fn store_i8(self, to: *mut i8, count: usize, x: Self::I) {
+        // SAFETY: as in `load_i8`.
+        unsafe {
+            let bytes = _mm512_cvtepi32_epi8(x);
+            if count == 16 {
+                _mm_storeu_si128(to.cast(), bytes);
+            } else {
+                _mm_mask_storeu_epi8(to, ((1_u32 << count) - 1) as u16, bytes);
+            }
+        }
+    }
 }

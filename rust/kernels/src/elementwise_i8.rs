@@ -1,0 +1,456 @@
+//! Element-wise int8 operators, so that an int8 graph stays int8: sums of two scales, functions by table, pooling, and
+//! changes of scale.
+//!
+//! Results are equal bit for bit on every instruction set.
+
+use crate::error::KernelError;
+use crate::geometry::Sliding;
+use crate::multiversion::{Level, Loop, dispatch};
+use crate::parallel::{Executor, for_each_chunk};
+use crate::pool::Pool;
+use crate::quantize_rows::StaticCodes;
+use crate::simd::{Simd, SimdOp, VectorIsa};
+
+/// Elements below which a task is not worth a thread.
+const TASK_ELEMENTS: usize = 1 << 15;
+
+/// Parameters of [`add_i8`]: both inputs in steps of the output.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct AddI8 {
+    /// Scale of `a` over the scale of the output; negated for a difference `b - a`.
+    pub a_scale: f32,
+    /// Zero point of `a`.
+    pub a_zero: i32,
+    /// Scale of `b` over the scale of the output; negated for a difference `a - b`.
+    pub b_scale: f32,
+    /// Zero point of `b`.
+    pub b_zero: i32,
+    /// Zero point of the output.
+    pub zero: i32,
+    /// Smallest code; the zero point for a fused ReLU.
+    pub lo: i32,
+    /// Largest code.
+    pub hi: i32,
+}
+
+impl AddI8 {
+    fn output(&self) -> StaticCodes {
+        StaticCodes { scale: 1.0, zero: self.zero, lo: self.lo, hi: self.hi }
+    }
+
+    /// The plain formula for one element.
+    pub fn reference(&self, a: i8, b: i8) -> i8 {
+        let value = (i32::from(a) - self.a_zero) as f32 * self.a_scale
+            + (i32::from(b) - self.b_zero) as f32 * self.b_scale;
+        (value.round() as i32).saturating_add(self.zero).clamp(self.lo, self.hi) as i8
+    }
+}
+
+/// `out = clamp(round((a - a_zero) * a_scale + (b - b_zero) * b_scale) + zero, lo, hi)`, rounding half away from zero;
+/// every step is one `f32` operation.
+///
+/// # Errors
+/// [`KernelError`] if the lengths differ or a zero point or bound is no code.
+pub fn add_i8(
+    isa: VectorIsa,
+    how: AddI8,
+    a: &[i8],
+    b: &[i8],
+    out: &mut [i8],
+    executor: &dyn Executor,
+) -> Result<(), KernelError> {
+    const FAMILY: &str = "add_i8";
+    how.output().check(FAMILY)?;
+    crate::gemm_i8::check_zero(FAMILY, how.a_zero)?;
+    crate::gemm_i8::check_zero(FAMILY, how.b_zero)?;
+    KernelError::check(FAMILY, "length of the first input", a.len(), out.len())?;
+    KernelError::check(FAMILY, "length of the second input", b.len(), out.len())?;
+    for_each_chunk(executor, out, TASK_ELEMENTS, |index, out| {
+        let from = index * TASK_ELEMENTS;
+        let (a, b) = (&a[from..][..out.len()], &b[from..][..out.len()]);
+        isa.run(Add { how, a, b, out });
+    });
+    Ok(())
+}
+
+struct Add<'a> {
+    how: AddI8,
+    a: &'a [i8],
+    b: &'a [i8],
+    out: &'a mut [i8],
+}
+
+impl SimdOp for Add<'_> {
+    type Output = ();
+
+    #[inline(always)]
+    fn run<S: Simd>(mut self, s: S) {
+        let len = self.out.len();
+        assert!(self.a.len() == len && self.b.len() == len);
+        let whole = len - len % S::LANES;
+        for at in (0..whole).step_by(S::LANES) {
+            // SAFETY: a whole vector is left in all three slices, which are equally long.
+            unsafe { self.vector(s, at, S::LANES) };
+        }
+        if whole < len {
+            // SAFETY: the rest of all three slices.
+            unsafe { self.vector(s, whole, len - whole) };
+        }
+    }
+}
+
+impl Add<'_> {
+    /// `count` elements from `at` on.
+    ///
+    /// # Safety
+    /// `count <= LANES`, and all three slices hold `at + count` elements.
+    #[inline(always)]
+    unsafe fn vector<S: Simd>(&mut self, s: S, at: usize, count: usize) {
+        let how = self.how;
+        let (lo, hi) = (s.splat((how.lo - how.zero) as f32), s.splat((how.hi - how.zero) as f32));
+        // SAFETY: the caller vouches for the elements.
+        unsafe {
+            let a = s.sub_i(s.load_i8(self.a.as_ptr().add(at), count), s.splat_i(how.a_zero));
+            let b = s.sub_i(s.load_i8(self.b.as_ptr().add(at), count), s.splat_i(how.b_zero));
+            let a = s.mul(s.to_float(a), s.splat(how.a_scale));
+            let b = s.mul(s.to_float(b), s.splat(how.b_scale));
+            let code = s.round_away(s.at_most(s.at_least(s.add(a, b), lo), hi));
+            s.store_i8(self.out.as_mut_ptr().add(at), count, s.add_i(code, s.splat_i(how.zero)));
+        }
+    }
+}
+
+/// A function of one int8 code, for every code: entry `i` is the result of the code `i - 128`.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct TableI8(Box<[i8; 256]>);
+
+impl TableI8 {
+    /// The table of a function of codes.
+    pub fn new(function: impl Fn(i8) -> i8) -> Self {
+        Self(Box::new(std::array::from_fn(|i| function((i as i32 - 128) as i8))))
+    }
+
+    /// The table of a function of real numbers: `out = clamp(round(f((q - zero) * scale) / to.scale) + to.zero)`,
+    /// rounding half away from zero; NaN becomes the zero point.
+    pub fn of_real(scale: f32, zero: i32, to: StaticCodes, function: impl Fn(f32) -> f32) -> Self {
+        Self::new(|code| {
+            let value = function((i32::from(code) - zero) as f32 * scale) / to.scale;
+            ((value.round() as i32).saturating_add(to.zero)).clamp(to.lo, to.hi) as i8
+        })
+    }
+
+    /// The table that changes scale and zero point: `of_real` of the identity. Joins tensors of different scales.
+    pub fn rescale(scale: f32, zero: i32, to: StaticCodes) -> Self {
+        Self::of_real(scale, zero, to, |x| x)
+    }
+
+    /// The result for one code.
+    pub fn get(&self, code: i8) -> i8 {
+        self.0[usize::from(code as u8 ^ 0x80)]
+    }
+}
+
+/// `out = table[x]`.
+///
+/// # Errors
+/// [`KernelError::Size`] if the lengths differ.
+pub fn lookup_i8(
+    table: &TableI8,
+    x: &[i8],
+    out: &mut [i8],
+    executor: &dyn Executor,
+) -> Result<(), KernelError> {
+    KernelError::check("lookup_i8", "length of the input", x.len(), out.len())?;
+    for_each_chunk(executor, out, TASK_ELEMENTS, |index, out| {
+        for (out, &x) in out.iter_mut().zip(&x[index * TASK_ELEMENTS..]) {
+            *out = table.get(x);
+        }
+    });
+    Ok(())
+}
+
+/// Copies rows of `columns` codes from one matrix to a part of another, through a table if the scales differ: one input
+/// of a concatenation along the last axis.
+///
+/// # Shapes
+/// `x`: `rows` rows at distance `columns`; `out`: `rows` rows at distance `out_stride`, written from column `first` on.
+///
+/// # Errors
+/// [`KernelError::Size`] if a length or stride does not fit.
+pub fn concat_i8(
+    table: Option<&TableI8>,
+    x: &[i8],
+    columns: usize,
+    out: &mut [i8],
+    out_stride: usize,
+    first: usize,
+) -> Result<(), KernelError> {
+    const FAMILY: &str = "concat_i8";
+    KernelError::check_least(FAMILY, "row stride of the output", out_stride, first.saturating_add(columns))?;
+    if columns == 0 {
+        return KernelError::check(FAMILY, "length of the input", x.len(), 0);
+    }
+    let rows = x.len() / columns;
+    KernelError::check(FAMILY, "length of the input", x.len(), rows * columns)?;
+    let needed = crate::epilogue::strided_len(FAMILY, rows, first + columns, out_stride)?;
+    KernelError::check_least(FAMILY, "length of the output", out.len(), needed)?;
+    for (from, to) in x.chunks_exact(columns).zip(out.chunks_mut(out_stride)) {
+        let to = &mut to[first..first + columns];
+        match table {
+            None => to.copy_from_slice(from),
+            Some(table) => {
+                for (to, &x) in to.iter_mut().zip(from) {
+                    *to = table.get(x);
+                }
+            }
+        }
+    }
+    Ok(())
+}
+
+/// Max or average pooling of int8 images whose output has the scale and zero point of the input.
+///
+/// Averages are `round(sum of (x - zero) / count) + zero`, rounding half away from zero, exactly (integers); `zero` is
+/// not used by `Max`. A window without any tap inside the image gives -128 for `Max` and `zero` for the averages.
+///
+/// # Shapes
+/// `input`: `[batch, height, width, channels]`; `out`: `[batch, out_height, out_width, channels]`.
+///
+/// # Errors
+/// [`KernelError`] if a length does not fit.
+pub fn pool_i8(
+    level: Level,
+    kind: Pool,
+    sliding: &Sliding,
+    zero: i8,
+    input: &[i8],
+    out: &mut [i8],
+    executor: &dyn Executor,
+) -> Result<(), KernelError> {
+    let g = sliding;
+    g.check("pool_i8", input.len(), out.len(), g.channels)?;
+    if g.taps() > 1 << 22 {
+        return Err(KernelError::Value { kernel: "pool_i8", what: "the window has more than 2^22 taps" });
+    }
+    if out.is_empty() {
+        return Ok(());
+    }
+    let row = g.out_width * g.channels;
+    let rows = TASK_ELEMENTS.div_ceil(row * g.taps().max(1)).max(1);
+    for_each_chunk(executor, out, rows * row, |index, out| {
+        dispatch(level, PoolRows { kind, g, zero, input, first: index * rows, out });
+    });
+    Ok(())
+}
+
+struct PoolRows<'a> {
+    kind: Pool,
+    g: &'a Sliding,
+    zero: i8,
+    input: &'a [i8],
+    first: usize,
+    out: &'a mut [i8],
+}
+
+/// Channels that are summed together.
+const STRIP: usize = 64;
+
+impl Loop for PoolRows<'_> {
+    type Output = ();
+
+    #[inline(always)]
+    fn run(self) {
+        let Self { kind, g, zero, input, first, out } = self;
+        let c = g.channels;
+        for (index, pixel_out) in out.chunks_exact_mut(c).enumerate() {
+            let pixel = first * g.out_width + index;
+            let (row, x) = (pixel / g.out_width, pixel % g.out_width);
+            let (image, y) = (row / g.out_height, row % g.out_height);
+            let taps_y = g.vertical.valid_taps(y, g.height);
+            let taps_x = g.horizontal.valid_taps(x, g.width);
+            let place = |ty: usize, tx: usize| {
+                let iy = g.vertical.start(y) + (ty * g.vertical.dilation) as isize;
+                let ix = g.horizontal.start(x) + (tx * g.horizontal.dilation) as isize;
+                ((image * g.height + iy.unsigned_abs()) * g.width + ix.unsigned_abs()) * c
+            };
+            if kind == Pool::Max {
+                pixel_out.fill(-128);
+                for ty in taps_y.clone() {
+                    for tx in taps_x.clone() {
+                        let from = &input[place(ty, tx)..][..c];
+                        for (out, &x) in pixel_out.iter_mut().zip(from) {
+                            *out = (*out).max(x);
+                        }
+                    }
+                }
+                continue;
+            }
+            let count = if kind == Pool::AverageIncludePadding {
+                let padded = |w: &crate::geometry::Window, output: usize, len: usize| {
+                    let start = w.start(output);
+                    let room = (len + w.pad_end) as isize - start;
+                    if room <= 0 { 0 } else { room.unsigned_abs().div_ceil(w.dilation).min(w.kernel) }
+                };
+                padded(&g.vertical, y, g.height) * padded(&g.horizontal, x, g.width)
+            } else {
+                taps_y.len() * taps_x.len()
+            };
+            let count = count.max(1) as i32;
+            let inside = (taps_y.len() * taps_x.len()) as i32;
+            for strip in (0..c).step_by(STRIP) {
+                let width = STRIP.min(c - strip);
+                let mut sums = [0_i32; STRIP];
+                for ty in taps_y.clone() {
+                    for tx in taps_x.clone() {
+                        let from = &input[place(ty, tx) + strip..][..width];
+                        for (sum, &x) in sums.iter_mut().zip(from) {
+                            *sum += i32::from(x);
+                        }
+                    }
+                }
+                for (out, &sum) in pixel_out[strip..strip + width].iter_mut().zip(&sums) {
+                    let sum = sum - inside * i32::from(zero);
+                    *out = (divide_away(sum, count) + i32::from(zero)) as i8;
+                }
+            }
+        }
+    }
+}
+
+/// The quotient rounded to the nearest integer, halves away from zero; `count > 0`, `|sum| <= 255 * 2^22`.
+#[inline(always)]
+fn divide_away(sum: i32, count: i32) -> i32 {
+    // In f64 the quotient of two such integers is a half exactly when it is one, so rounding is exact.
+    let quotient = f64::from(sum) / f64::from(count);
+    (quotient + 0.5_f64.copysign(quotient)) as i32
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::geometry::Window;
+    use crate::parallel::{ScopedThreads, Serial};
+    use crate::testing::{Guarded, Rng, SIZES};
+
+    #[test]
+    fn sums_are_those_of_the_formula_on_every_instruction_set() {
+        let mut rng = Rng::new(1);
+        for &len in SIZES {
+            let (a, b) = (rng.bytes_i8(len), rng.bytes_i8(len));
+            let plain =
+                AddI8 { a_scale: 0.5, a_zero: 0, b_scale: 0.5, b_zero: 0, zero: 0, lo: -127, hi: 127 };
+            for how in [
+                plain,
+                AddI8 { a_zero: -128, b_zero: 127, zero: -128, lo: -128, ..plain },
+                AddI8 { a_scale: 1.37, b_scale: -0.21, zero: 5, lo: 5, ..plain },
+            ] {
+                crate::for_each_vector_isa!(|isa| {
+                    let mut out = Guarded::new(len, 0, 99);
+                    add_i8(isa, how, &a, &b, out.get_mut(), &ScopedThreads(2)).unwrap();
+                    out.check();
+                    for i in 0..len {
+                        assert_eq!(out.get()[i], how.reference(a[i], b[i]), "{isa:?} {how:?}");
+                    }
+                });
+            }
+            let mut out = vec![0; len + 1];
+            assert!(add_i8(VectorIsa::Portable, plain, &a, &b, &mut out, &Serial).is_err());
+        }
+    }
+
+    #[test]
+    fn tables_hold_the_function_of_every_code() {
+        let to = StaticCodes { scale: 0.02, zero: -3, lo: -127, hi: 127 };
+        let table = TableI8::of_real(0.1, 4, to, |x| x.tanh());
+        let codes: Vec<i8> = (-128..=127).collect();
+        let mut out = vec![0; 256];
+        lookup_i8(&table, &codes, &mut out, &Serial).unwrap();
+        for (&code, &got) in codes.iter().zip(&out) {
+            let real = ((f32::from(code) - 4.0) * 0.1).tanh();
+            let want = ((real / 0.02).round() as i32 - 3).clamp(-127, 127);
+            assert_eq!(i32::from(got), want, "{code}");
+        }
+        let same = StaticCodes { scale: 0.5, zero: 7, lo: -128, hi: 127 };
+        let identity = TableI8::rescale(0.5, 7, same);
+        assert!(codes.iter().all(|&code| identity.get(code) == code));
+        assert!(lookup_i8(&table, &codes, &mut out[1..], &Serial).is_err());
+    }
+
+    #[test]
+    fn rows_are_joined_at_their_columns() {
+        let double = TableI8::new(|code| code.saturating_mul(2));
+        let mut out = vec![9; 3 * 5];
+        concat_i8(None, &[1, 2, 3, 4, 5, 6], 2, &mut out, 5, 0).unwrap();
+        concat_i8(Some(&double), &[10, 20, 100, 0, 1, 2], 2, &mut out, 5, 3).unwrap();
+        assert_eq!(out, [1, 2, 9, 20, 40, 3, 4, 9, 127, 0, 5, 6, 9, 2, 4]);
+        assert!(concat_i8(None, &[0; 6], 2, &mut out, 5, 4).is_err());
+        assert!(concat_i8(None, &[0; 5], 2, &mut out, 5, 0).is_err());
+        assert!(concat_i8(None, &[0; 8], 2, &mut out, 5, 0).is_err());
+    }
+
+    fn pool_reference(kind: Pool, g: &Sliding, zero: i8, input: &[i8]) -> Vec<i8> {
+        let mut out = Vec::new();
+        for pixel in 0..g.out_pixels() {
+            let (b, y, x) =
+                (pixel / g.out_width / g.out_height, pixel / g.out_width % g.out_height, pixel % g.out_width);
+            for c in 0..g.channels {
+                let (mut largest, mut sum, mut inside, mut padded) = (-128_i8, 0_i64, 0_i64, 0_i64);
+                for tap in 0..g.taps() {
+                    let (ky, kx) = (tap / g.horizontal.kernel, tap % g.horizontal.kernel);
+                    let iy = g.vertical.start(y) + (ky * g.vertical.dilation) as isize;
+                    let ix = g.horizontal.start(x) + (kx * g.horizontal.dilation) as isize;
+                    let (h, w) = (g.height as isize, g.width as isize);
+                    if iy < h + g.vertical.pad_end as isize && ix < w + g.horizontal.pad_end as isize {
+                        padded += 1;
+                    }
+                    if iy >= 0 && ix >= 0 && iy < h && ix < w {
+                        let from = (b * g.height + iy as usize) * g.width + ix as usize;
+                        let v = input[from * g.channels + c];
+                        largest = largest.max(v);
+                        sum += i64::from(v) - i64::from(zero);
+                        inside += 1;
+                    }
+                }
+                let count = if kind == Pool::AverageExcludePadding { inside } else { padded }.max(1);
+                // Twice the magnitude plus the divisor, over twice the divisor: half away from zero in integers.
+                let mean = sum.signum() * ((2 * sum.abs() + count) / (2 * count));
+                out.push(if kind == Pool::Max { largest } else { (mean + i64::from(zero)) as i8 });
+            }
+        }
+        out
+    }
+
+    #[test]
+    fn every_pooling_window_and_kind_is_exact_on_every_level() {
+        let windows = [
+            Window::new(2, 2, 0),
+            Window::new(3, 2, 1),
+            Window::new(3, 1, 1),
+            Window { pad_begin: 0, pad_end: 1, ..Window::new(3, 2, 0) },
+            Window { dilation: 2, ..Window::new(2, 1, 1) },
+        ];
+        let mut rng = Rng::new(4);
+        for level in Level::available() {
+            for window in windows {
+                for channels in [1, 3, 16, 67] {
+                    let mut g = Sliding::new([2, 7, 10, channels], window, window).unwrap();
+                    let input = rng.bytes_i8(2 * 7 * 10 * channels);
+                    for ceiling in [0, 1] {
+                        g.out_height += ceiling;
+                        g.out_width += ceiling;
+                        for kind in [Pool::Max, Pool::AverageExcludePadding, Pool::AverageIncludePadding] {
+                            for zero in [-128, 0, 5] {
+                                let mut out = Guarded::new(g.out_pixels() * channels, 0, 77);
+                                pool_i8(level, kind, &g, zero, &input, out.get_mut(), &ScopedThreads(2))
+                                    .unwrap();
+                                out.check();
+                                let want = pool_reference(kind, &g, zero, &input);
+                                assert_eq!(out.get(), &want[..], "{} {kind:?} {g:?}", level.name());
+                            }
+                        }
+                    }
+                }
+            }
+        }
+    }
+}

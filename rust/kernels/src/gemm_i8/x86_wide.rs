@@ -1,0 +1,119 @@
+//! AVX2 and AVX-512 BW without VNNI: both operands are widened to 16 bits and multiplied by `vpmaddwd`, which is exact.
+//!
+//! The 8-bit `vpmaddubsw` would be faster and saturates at 16 bits, so that full-range codes give wrong sums.
+
+use std::arch::x86_64::*;
+
+use super::dot::{Dot, TileArgs, copy_wide, tile};
+use super::kernels::Geometry;
+
+#[derive(Clone, Copy)]
+struct Wide256;
+
+impl Dot for Wide256 {
+    const LANES: usize = 8;
+    const GROUP: usize = 2;
+    const A_BYTES: usize = 2;
+    const A_SHIFT: i32 = 0;
+    type I = __m256i;
+    type B = __m256i;
+    type A = *const i32;
+
+    #[inline(always)]
+    unsafe fn load_i32(self, from: *const i32) -> Self::I {
+        // SAFETY: the caller vouches for the memory, and a microkernel runs only on a CPU that has the instructions.
+        unsafe { _mm256_loadu_si256(from.cast()) }
+    }
+    #[inline(always)]
+    unsafe fn store_i32(self, to: *mut i32, x: Self::I) {
+        // SAFETY: as in `load_i32`.
+        unsafe { _mm256_storeu_si256(to.cast(), x) }
+    }
+    #[inline(always)]
+    unsafe fn load_b(self, from: *const i8) -> Self::B {
+        // SAFETY: as in `load_i32`.
+        unsafe { _mm256_cvtepi8_epi16(_mm_loadu_si128(from.cast())) }
+    }
+    #[inline(always)]
+    unsafe fn load_a(self, from: *const u8) -> Self::A {
+        from.cast()
+    }
+    #[inline(always)]
+    unsafe fn dot<const STEP: usize>(self, acc: Self::I, a: Self::A, b: Self::B) -> Self::I {
+        // SAFETY: as in `load_i32`.
+        unsafe { _mm256_add_epi32(acc, _mm256_madd_epi16(_mm256_set1_epi32(a.read_unaligned()), b)) }
+    }
+}
+
+#[derive(Clone, Copy)]
+struct Wide512;
+
+impl Dot for Wide512 {
+    const LANES: usize = 16;
+    const GROUP: usize = 2;
+    const A_BYTES: usize = 2;
+    const A_SHIFT: i32 = 0;
+    type I = __m512i;
+    type B = __m512i;
+    type A = *const i32;
+
+    #[inline(always)]
+    unsafe fn load_i32(self, from: *const i32) -> Self::I {
+        // SAFETY: the caller vouches for the memory, and a microkernel runs only on a CPU that has the instructions.
+        unsafe { _mm512_loadu_si512(from.cast()) }
+    }
+    #[inline(always)]
+    unsafe fn store_i32(self, to: *mut i32, x: Self::I) {
+        // SAFETY: as in `load_i32`.
+        unsafe { _mm512_storeu_si512(to.cast(), x) }
+    }
+    #[inline(always)]
+    unsafe fn load_b(self, from: *const i8) -> Self::B {
+        // SAFETY: as in `load_i32`.
+        unsafe { _mm512_cvtepi8_epi16(_mm256_loadu_si256(from.cast())) }
+    }
+    #[inline(always)]
+    unsafe fn load_a(self, from: *const u8) -> Self::A {
+        from.cast()
+    }
+    #[inline(always)]
+    unsafe fn dot<const STEP: usize>(self, acc: Self::I, a: Self::A, b: Self::B) -> Self::I {
+        // SAFETY: as in `load_i32`.
+        unsafe { _mm512_add_epi32(acc, _mm512_madd_epi16(_mm512_set1_epi32(a.read_unaligned()), b)) }
+    }
+}
+
+pub(super) const GEOMETRY_256: Geometry = Geometry::of::<Wide256>(2, 1);
+pub(super) const GEOMETRY_512: Geometry = Geometry::of::<Wide512>(2, 1);
+
+/// # Safety
+/// As [`TileFn`](super::dot::TileFn); the CPU has AVX2.
+#[target_feature(enable = "avx2,fma,f16c")]
+pub(super) unsafe fn tile_256<const MR: usize, const NT: usize>(args: &TileArgs) {
+    // SAFETY: the caller keeps the contract of `TileFn`.
+    unsafe { tile::<Wide256, MR, NT, 2>(Wide256, args) }
+}
+
+/// # Safety
+/// As [`TileFn`](super::dot::TileFn); the CPU has AVX-512.
+#[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx2,fma,f16c")]
+pub(super) unsafe fn tile_512<const MR: usize, const NT: usize>(args: &TileArgs) {
+    // SAFETY: the caller keeps the contract of `TileFn`.
+    unsafe { tile::<Wide512, MR, NT, 2>(Wide512, args) }
+}
+
+/// # Safety
+/// As [`CopyFn`](super::dot::CopyFn); the CPU has AVX2.
+#[target_feature(enable = "avx2")]
+pub(super) unsafe fn copy_256(line: *mut u8, at: usize, from: *const i8, len: usize) {
+    // SAFETY: the caller keeps the contract.
+    unsafe { copy_wide(line, at, from, len) }
+}
+
+/// # Safety
+/// As [`CopyFn`](super::dot::CopyFn); the CPU has AVX-512.
+#[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx2,fma,f16c")]
+pub(super) unsafe fn copy_512(line: *mut u8, at: usize, from: *const i8, len: usize) {
+    // SAFETY: the caller keeps the contract.
+    unsafe { copy_wide(line, at, from, len) }
+}

@@ -1,0 +1,549 @@
+//! Quantization of activations at run time, and the bridges between real numbers and static codes.
+//!
+//! Codes, scales, offsets and sums are equal bit for bit on every instruction set.
+
+use crate::epilogue::strided_len;
+use crate::error::KernelError;
+use crate::gemm_i8::check_zero;
+use crate::parallel::{Executor, SharedOut, for_each_chunk, for_each_task};
+use crate::simd::{Simd, SimdOp, VectorIsa};
+
+const FAMILY: &str = "quantize_rows";
+
+/// Elements below which a task is not worth a thread.
+const TASK_ELEMENTS: usize = 1 << 15;
+
+/// A range below this counts as empty; the codes are then multiples of a scale of 1.
+const SMALLEST_RANGE: f32 = 1e-7;
+
+/// How the codes of a range of values are chosen. `x` is represented by `scale * q + offset`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum RowScheme {
+    /// `scale = max |x| / 127`, `q = round(x / scale)` in `-127..=127`, no offset.
+    Symmetric,
+    /// `scale = (max - min) / 255`, `offset = min + 128 scale`, `q = round((x - min) / scale - 128)`. Zero is in general
+    /// not a code.
+    Asymmetric,
+    /// The range is widened to hold 0, `scale = (max - min) / 255`, `zero = round(-128 - min / scale)`, `offset = -zero
+    /// scale`, `q = round(x / scale) + zero`: 0 is exactly the code `zero`, as padding needs.
+    ZeroPoint,
+}
+
+/// How rows are quantized.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct RowQuantizer {
+    /// How codes are chosen.
+    pub scheme: RowScheme,
+    /// One range for all rows instead of one per row.
+    pub per_tensor: bool,
+    /// Codes per sum: the block length of the weights, or 0 for one sum per row.
+    pub block: usize,
+}
+
+impl RowQuantizer {
+    /// Sums per row of `k` codes.
+    pub fn blocks(&self, k: usize) -> usize {
+        if self.block == 0 { 1 } else { k.div_ceil(self.block).max(1) }
+    }
+}
+
+/// Where [`quantize_rows`] writes.
+#[derive(Debug)]
+pub struct RowCodes<'a> {
+    /// `m` rows of `k` codes.
+    pub codes: &'a mut [i8],
+    /// Codes between rows.
+    pub row_stride: usize,
+    /// Scales: `[m]`, or `[1]` per tensor.
+    pub scales: &'a mut [f32],
+    /// Offsets: as long as `scales`; may be empty for symmetric codes.
+    pub offsets: &'a mut [f32],
+    /// Sums of the codes of each block of each row, `[m, blocks]`; empty if not wanted.
+    pub sums: &'a mut [i32],
+}
+
+/// What the codes of a range mean, and how they are made: `q = round(x * inverse - shift1 ...)`.
+#[derive(Clone, Copy, Debug, PartialEq)]
+struct Parameters {
+    scale: f32,
+    offset: f32,
+    inverse: f32,
+    /// Subtracted before scaling.
+    minimum: f32,
+    /// Added after scaling and before rounding.
+    shift: f32,
+    /// Added after rounding.
+    zero: i32,
+    lowest: i32,
+}
+
+impl Parameters {
+    fn new(scheme: RowScheme, minimum: f32, maximum: f32) -> Self {
+        let plain = |scale: f32, inverse: f32| Self {
+            scale,
+            offset: 0.0,
+            inverse,
+            minimum: 0.0,
+            shift: 0.0,
+            zero: 0,
+            lowest: -127,
+        };
+        match scheme {
+            RowScheme::Symmetric => {
+                let most = maximum.max(-minimum);
+                if most < SMALLEST_RANGE { plain(1.0, 1.0) } else { plain(most / 127.0, 127.0 / most) }
+            }
+            RowScheme::Asymmetric => {
+                let range = maximum - minimum;
+                let (scale, inverse) =
+                    if range < SMALLEST_RANGE { (1.0, 1.0) } else { (range / 255.0, 255.0 / range) };
+                let offset = minimum + 128.0 * scale;
+                Self { offset, minimum, shift: -128.0, lowest: -128, ..plain(scale, inverse) }
+            }
+            RowScheme::ZeroPoint => {
+                let (minimum, maximum) = (minimum.min(0.0), maximum.max(0.0));
+                let range = maximum - minimum;
+                let (scale, inverse) =
+                    if range < SMALLEST_RANGE { (1.0, 1.0) } else { (range / 255.0, 255.0 / range) };
+                let zero = (-128.0 - minimum * inverse).round().clamp(-128.0, 127.0);
+                let offset = -zero * scale;
+                Self { offset, zero: zero as i32, lowest: -128, ..plain(scale, inverse) }
+            }
+        }
+    }
+}
+
+/// The code of 0 for a scale and offset of [`RowScheme::ZeroPoint`] (0 for symmetric codes): `round(-offset / scale)`.
+pub fn zero_code(scale: f32, offset: f32) -> i8 {
+    (-offset / scale).round().clamp(-128.0, 127.0) as i8
+}
+
+/// Quantizes `m` rows of `k` values at distance `x_stride`.
+///
+/// NaN is ignored in ranges and becomes the code that 0 has before the zero point is added.
+///
+/// # Errors
+/// [`KernelError`] if a slice is too short.
+#[allow(clippy::too_many_arguments, reason = "a matrix with its stride, and what is done with it")]
+pub fn quantize_rows(
+    isa: VectorIsa,
+    how: RowQuantizer,
+    x: &[f32],
+    [m, k]: [usize; 2],
+    x_stride: usize,
+    out: RowCodes<'_>,
+    executor: &dyn Executor,
+) -> Result<(), KernelError> {
+    check(how, x, [m, k], x_stride, &out)?;
+    if m == 0 {
+        return Ok(());
+    }
+    let row = |i: usize| &x[i * x_stride..i * x_stride + k];
+    let rows_per_task = TASK_ELEMENTS.div_ceil(k.max(1));
+    let tasks = m.div_ceil(rows_per_task);
+    let tensor = how.per_tensor.then(|| {
+        let mut ranges = vec![(f32::INFINITY, f32::NEG_INFINITY); tasks];
+        for_each_chunk(executor, &mut ranges, 1, |task, range| {
+            for i in task * rows_per_task..((task + 1) * rows_per_task).min(m) {
+                let (lo, hi) = isa.run(Range(row(i)));
+                range[0] = (range[0].0.min(lo), range[0].1.max(hi));
+            }
+        });
+        let (lo, hi) = ranges.iter().fold(ranges[0], |a, b| (a.0.min(b.0), a.1.max(b.1)));
+        parameters(how.scheme, (lo, hi))
+    });
+    let blocks = how.blocks(k);
+    let RowCodes { codes, row_stride, scales, offsets, sums } = out;
+    if let Some(p) = tensor {
+        scales[0] = p.scale;
+        offsets.iter_mut().for_each(|offset| *offset = p.offset);
+    }
+    let has = (!offsets.is_empty(), !sums.is_empty());
+    let (codes, scales, offsets, sums) = (
+        SharedOut(codes.as_mut_ptr()),
+        SharedOut(scales.as_mut_ptr()),
+        SharedOut(offsets.as_mut_ptr()),
+        SharedOut(sums.as_mut_ptr()),
+    );
+    for_each_task(executor, tasks, (0..executor.threads()).map(|_| ()), |task, ()| {
+        for i in task * rows_per_task..((task + 1) * rows_per_task).min(m) {
+            let p = tensor.unwrap_or_else(|| parameters(how.scheme, isa.run(Range(row(i)))));
+            // SAFETY: `check` made sure that the outputs hold `m` rows; each row is written by one task.
+            let (codes, mut sums) = unsafe {
+                if tensor.is_none() {
+                    *scales.get().add(i) = p.scale;
+                    if has.0 {
+                        *offsets.get().add(i) = p.offset;
+                    }
+                }
+                let codes = std::slice::from_raw_parts_mut(codes.get().add(i * row_stride), k);
+                let sums = has.1.then(|| std::slice::from_raw_parts_mut(sums.get().add(i * blocks), blocks));
+                (codes, sums)
+            };
+            let block = if how.block == 0 { k.max(1) } else { how.block };
+            let parts = row(i).chunks(block).zip(codes.chunks_mut(block));
+            if k == 0
+                && let Some(sums) = &mut sums
+            {
+                sums.fill(0);
+            }
+            for (index, (x, codes)) in parts.enumerate() {
+                let sum = isa.run(Codes { p, x, codes });
+                if let Some(sums) = &mut sums {
+                    sums[index] = sum;
+                }
+            }
+        }
+    });
+    Ok(())
+}
+
+fn parameters(scheme: RowScheme, (lo, hi): (f32, f32)) -> Parameters {
+    // No value at all (or only NaN) leaves the range empty.
+    if lo > hi { Parameters::new(scheme, 0.0, 0.0) } else { Parameters::new(scheme, lo, hi) }
+}
+
+fn check(
+    how: RowQuantizer,
+    x: &[f32],
+    [m, k]: [usize; 2],
+    x_stride: usize,
+    out: &RowCodes<'_>,
+) -> Result<(), KernelError> {
+    KernelError::check_least(FAMILY, "row stride of the input", x_stride, k)?;
+    KernelError::check_least(FAMILY, "length of the input", x.len(), strided_len(FAMILY, m, k, x_stride)?)?;
+    KernelError::check_least(FAMILY, "row stride of the codes", out.row_stride, k)?;
+    let needed = strided_len(FAMILY, m, k, out.row_stride)?;
+    KernelError::check_least(FAMILY, "length of the codes", out.codes.len(), needed)?;
+    let ranges = if how.per_tensor { 1 } else { m };
+    KernelError::check(FAMILY, "length of the scales", out.scales.len(), ranges)?;
+    if how.scheme != RowScheme::Symmetric || !out.offsets.is_empty() {
+        KernelError::check(FAMILY, "length of the offsets", out.offsets.len(), ranges)?;
+    }
+    if !out.sums.is_empty() {
+        let wanted = strided_len(FAMILY, m, how.blocks(k), how.blocks(k))?;
+        KernelError::check(FAMILY, "length of the sums", out.sums.len(), wanted)?;
+    }
+    Ok(())
+}
+
+/// Smallest and largest value; infinity and minus infinity of none.
+struct Range<'a>(&'a [f32]);
+
+impl SimdOp for Range<'_> {
+    type Output = (f32, f32);
+
+    #[inline(always)]
+    fn run<S: Simd>(self, s: S) -> (f32, f32) {
+        let x = self.0;
+        let mut low = [s.splat(f32::INFINITY); 4];
+        let mut high = [s.splat(f32::NEG_INFINITY); 4];
+        // Comparisons with NaN are false, so NaN changes nothing.
+        let mut at = 0;
+        while at + S::LANES <= x.len() {
+            let slots = if at + 4 * S::LANES <= x.len() { 4 } else { 1 };
+            for slot in 0..slots {
+                let v = s.load_slice(&x[at + slot * S::LANES..]);
+                low[slot] = s.select(s.lt(v, low[slot]), v, low[slot]);
+                high[slot] = s.select(s.lt(high[slot], v), v, high[slot]);
+            }
+            at += slots * S::LANES;
+        }
+        let (mut lo, mut hi) = (f32::INFINITY, f32::NEG_INFINITY);
+        for slot in 0..4 {
+            let (l, h) = (s.lanes(low[slot]), s.lanes(high[slot]));
+            for lane in 0..S::LANES {
+                lo = lo.min(l[lane]);
+                hi = hi.max(h[lane]);
+            }
+        }
+        for &v in &x[at..] {
+            lo = lo.min(v);
+            hi = hi.max(v);
+        }
+        (lo, hi)
+    }
+}
+
+/// Writes the codes and returns their sum.
+struct Codes<'a> {
+    p: Parameters,
+    x: &'a [f32],
+    codes: &'a mut [i8],
+}
+
+impl SimdOp for Codes<'_> {
+    type Output = i32;
+
+    #[inline(always)]
+    fn run<S: Simd>(self, s: S) -> i32 {
+        let Self { p, x, codes } = self;
+        assert_eq!(x.len(), codes.len());
+        let (lo, hi) = (s.splat((p.lowest - p.zero) as f32), s.splat((127 - p.zero) as f32));
+        let (minimum, inverse, shift) = (s.splat(p.minimum), s.splat(p.inverse), s.splat(p.shift));
+        let zero = s.splat_i(p.zero);
+        let mut sums = s.splat_i(0);
+        let mut at = 0;
+        while at < x.len() {
+            let count = S::LANES.min(x.len() - at);
+            let v = s.load_tail(&x[at..]);
+            let v = s.add(s.mul(s.sub(v, minimum), inverse), shift);
+            let v = s.select(s.eq(v, v), v, s.splat(0.0));
+            let v = s.add_i(s.round_away(s.at_most(s.at_least(v, lo), hi)), zero);
+            // SAFETY: `count` codes are left, as many as values.
+            unsafe { s.store_i8(codes.as_mut_ptr().add(at), count, v) };
+            if count == S::LANES {
+                sums = s.add_i(sums, v);
+            }
+            at += S::LANES;
+        }
+        let lanes = s.lanes(s.as_float(sums));
+        let tail = &codes[x.len() - x.len() % S::LANES..];
+        lanes[..S::LANES].iter().map(|lane| lane.to_bits() as i32).sum::<i32>()
+            + tail.iter().map(|&code| i32::from(code)).sum::<i32>()
+    }
+}
+
+/// Codes of static quantization: their scale, zero point and bounds.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct StaticCodes {
+    /// Real distance between codes; not 0.
+    pub scale: f32,
+    /// The code of 0.
+    pub zero: i32,
+    /// Smallest code.
+    pub lo: i32,
+    /// Largest code.
+    pub hi: i32,
+}
+
+impl StaticCodes {
+    pub(crate) fn check(&self, kernel: &'static str) -> Result<(), KernelError> {
+        check_zero(kernel, self.zero)?;
+        if self.lo > self.hi || i8::try_from(self.lo).is_err() || i8::try_from(self.hi).is_err() {
+            return Err(KernelError::Value {
+                kernel,
+                what: "the bounds of the codes are not -128 <= lo <= hi <= 127",
+            });
+        }
+        Ok(())
+    }
+}
+
+/// `out = clamp(round(x / scale) + zero, lo, hi)`, rounding half away from zero; NaN becomes `zero`.
+///
+/// # Errors
+/// [`KernelError`] if the lengths differ or a parameter is no code.
+pub fn quantize_static(
+    isa: VectorIsa,
+    codes: StaticCodes,
+    x: &[f32],
+    out: &mut [i8],
+    executor: &dyn Executor,
+) -> Result<(), KernelError> {
+    codes.check("quantize_static")?;
+    KernelError::check("quantize_static", "length of the codes", out.len(), x.len())?;
+    for_each_chunk(executor, out, TASK_ELEMENTS, |index, out| {
+        let x = &x[index * TASK_ELEMENTS..][..out.len()];
+        isa.run(Quantize { codes, x, out });
+    });
+    Ok(())
+}
+
+struct Quantize<'a> {
+    codes: StaticCodes,
+    x: &'a [f32],
+    out: &'a mut [i8],
+}
+
+impl SimdOp for Quantize<'_> {
+    type Output = ();
+
+    #[inline(always)]
+    fn run<S: Simd>(self, s: S) {
+        let c = self.codes;
+        let (lo, hi) = (s.splat((c.lo - c.zero) as f32), s.splat((c.hi - c.zero) as f32));
+        let (scale, zero) = (s.splat(c.scale), s.splat_i(c.zero));
+        for (x, out) in self.x.chunks(S::LANES).zip(self.out.chunks_mut(S::LANES)) {
+            let v = s.div(s.load_tail(x), scale);
+            let v = s.select(s.eq(v, v), v, s.splat(0.0));
+            let v = s.round_away(s.at_most(s.at_least(v, lo), hi));
+            // SAFETY: the chunk has room for its length.
+            unsafe { s.store_i8(out.as_mut_ptr(), out.len(), s.add_i(v, zero)) };
+        }
+    }
+}
+
+/// `out = (code - zero) * scale`.
+///
+/// # Errors
+/// [`KernelError`] if the lengths differ or the zero point is no code.
+pub fn dequantize_static(
+    isa: VectorIsa,
+    scale: f32,
+    zero: i32,
+    codes: &[i8],
+    out: &mut [f32],
+    executor: &dyn Executor,
+) -> Result<(), KernelError> {
+    check_zero("dequantize_static", zero)?;
+    KernelError::check("dequantize_static", "length of the output", out.len(), codes.len())?;
+    for_each_chunk(executor, out, TASK_ELEMENTS, |index, out| {
+        let codes = &codes[index * TASK_ELEMENTS..][..out.len()];
+        isa.run(Real { scale, zero, codes, out });
+    });
+    Ok(())
+}
+
+struct Real<'a> {
+    scale: f32,
+    zero: i32,
+    codes: &'a [i8],
+    out: &'a mut [f32],
+}
+
+impl SimdOp for Real<'_> {
+    type Output = ();
+
+    #[inline(always)]
+    fn run<S: Simd>(self, s: S) {
+        let (scale, zero) = (s.splat(self.scale), s.splat_i(self.zero));
+        for (codes, out) in self.codes.chunks(S::LANES).zip(self.out.chunks_mut(S::LANES)) {
+            // SAFETY: the chunk holds its length.
+            let codes = unsafe { s.load_i8(codes.as_ptr(), codes.len()) };
+            s.store_tail(out, s.mul(s.to_float(s.sub_i(codes, zero)), scale));
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::parallel::{ScopedThreads, Serial};
+    use crate::testing::{Guarded, Rng, SIZES};
+
+    /// The formulas of [`RowScheme`], value by value.
+    fn reference(p: Parameters, x: f32) -> i8 {
+        let v = (x - p.minimum) * p.inverse + p.shift;
+        let v = if v.is_nan() { 0.0 } else { v.clamp(-1e6, 1e6) };
+        (v.round() as i32 + p.zero).clamp(p.lowest, 127) as i8
+    }
+
+    #[test]
+    fn codes_scales_offsets_and_sums_are_those_of_the_formula_on_every_instruction_set() {
+        for scheme in [RowScheme::Symmetric, RowScheme::Asymmetric, RowScheme::ZeroPoint] {
+            for per_tensor in [false, true] {
+                for &k in SIZES {
+                    for block in [0, 8, 32] {
+                        let (m, gap) = (3, 5);
+                        let mut rng = Rng::new(k as u64 + 1);
+                        let mut x = rng.floats(m * (k + gap), -3.0, 5.0);
+                        if k > 9 {
+                            x[4] = f32::NAN;
+                        }
+                        let how = RowQuantizer { scheme, per_tensor, block };
+                        let blocks = how.blocks(k);
+                        let ranges = if per_tensor { 1 } else { m };
+                        for isa in VectorIsa::all_available() {
+                            for threads in [1, 2] {
+                                let mut codes = Guarded::new(m * (k + 1), 99, 55);
+                                let mut scales = vec![0.0; ranges];
+                                let mut offsets = vec![0.0; ranges];
+                                let mut sums = vec![-7; m * blocks];
+                                let out = RowCodes {
+                                    codes: codes.get_mut(),
+                                    row_stride: k + 1,
+                                    scales: &mut scales,
+                                    offsets: &mut offsets,
+                                    sums: &mut sums,
+                                };
+                                quantize_rows(isa, how, &x, [m, k], k + gap, out, &ScopedThreads(threads))
+                                    .unwrap();
+                                codes.check();
+                                for i in 0..m {
+                                    let of_rows = if per_tensor { 0..m } else { i..i + 1 };
+                                    let range = of_rows
+                                        .flat_map(|r| &x[r * (k + gap)..][..k])
+                                        .fold((f32::INFINITY, f32::NEG_INFINITY), |a, &v| {
+                                            (a.0.min(v), a.1.max(v))
+                                        });
+                                    let p = parameters(scheme, range);
+                                    let at = if per_tensor { 0 } else { i };
+                                    assert_eq!((scales[at], offsets[at]), (p.scale, p.offset));
+                                    let want: Vec<i8> =
+                                        x[i * (k + gap)..][..k].iter().map(|&v| reference(p, v)).collect();
+                                    let got = &codes.get()[i * (k + 1)..][..k + 1];
+                                    assert_eq!(&got[..k], &want[..], "{isa:?} {how:?} k {k}");
+                                    assert_eq!(got[k], 99);
+                                    let length = if block == 0 { k.max(1) } else { block };
+                                    let parts =
+                                        want.chunks(length).map(|b| b.iter().map(|&c| i32::from(c)).sum());
+                                    let mut want_sums: Vec<i32> = parts.collect();
+                                    want_sums.resize(blocks, 0);
+                                    assert_eq!(&sums[i * blocks..][..blocks], &want_sums[..]);
+                                }
+                            }
+                        }
+                    }
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn the_error_is_at_most_half_a_step_and_zero_is_exact_where_promised() {
+        let x = Rng::new(9).floats(1000, 0.7, 3.1);
+        for scheme in [RowScheme::Symmetric, RowScheme::Asymmetric, RowScheme::ZeroPoint] {
+            let (mut codes, mut scale, mut offset) = (vec![0; 1000], [0.0], [0.0]);
+            let out = RowCodes {
+                codes: &mut codes,
+                row_stride: 1000,
+                scales: &mut scale,
+                offsets: &mut offset,
+                sums: &mut [],
+            };
+            let how = RowQuantizer { scheme, per_tensor: false, block: 0 };
+            quantize_rows(VectorIsa::Portable, how, &x, [1, 1000], 1000, out, &Serial).unwrap();
+            let (scale, offset) = (scale[0], offset[0]);
+            for (&code, &x) in codes.iter().zip(&x) {
+                let error = (f32::from(code) * scale + offset - x).abs();
+                assert!(error <= 0.5001 * scale, "{scheme:?}: {x} is off by {error}, step {scale}");
+            }
+            if scheme == RowScheme::ZeroPoint {
+                assert_eq!(f32::from(zero_code(scale, offset)) * scale + offset, 0.0);
+            }
+        }
+    }
+
+    #[test]
+    fn constant_and_empty_rows_keep_their_value() {
+        for value in [0.0, 5e-8] {
+            for scheme in [RowScheme::Symmetric, RowScheme::Asymmetric, RowScheme::ZeroPoint] {
+                let p = parameters(scheme, (value, value));
+                let back = f32::from(reference(p, value)) * p.scale + p.offset;
+                assert!((back - value).abs() < 1e-5, "{scheme:?} {value} -> {back}");
+            }
+        }
+    }
+
+    #[test]
+    fn static_codes_are_those_of_the_formula_and_back() {
+        let mut x = Rng::new(3).floats(133, -9.0, 9.0);
+        x.extend([f32::NAN, f32::INFINITY, f32::NEG_INFINITY, 0.25, -0.25, 0.75]);
+        let codes = StaticCodes { scale: 0.5, zero: 3, lo: -10, hi: 20 };
+        for isa in VectorIsa::all_available() {
+            let mut out = vec![0; x.len()];
+            quantize_static(isa, codes, &x, &mut out, &Serial).unwrap();
+            let mut back = vec![0.0; x.len()];
+            dequantize_static(isa, 0.5, 3, &out, &mut back, &Serial).unwrap();
+            for i in 0..x.len() {
+                let v = if x[i].is_nan() { 0.0 } else { (x[i] / 0.5).round() };
+                let want = (v + 3.0).clamp(-10.0, 20.0);
+                assert_eq!(f32::from(out[i]), want, "{isa:?} {}", x[i]);
+                assert_eq!(back[i], (want - 3.0) * 0.5);
+            }
+            assert!(quantize_static(isa, StaticCodes { hi: 128, ..codes }, &x, &mut out, &Serial).is_err());
+            assert!(quantize_static(isa, codes, &x[1..], &mut out, &Serial).is_err());
+        }
+    }
+}
