@@ -84,7 +84,7 @@ def test_damaged_models_run_or_are_refused(models: list[Path]) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("seed", [1_000_000, 2_000_000, 3_000_000])
+@pytest.mark.parametrize("seed", [1_000_000])
 def test_many_damaged_models_run_or_are_refused(models: list[Path], seed: int) -> None:
     _attack(models, 1000, seed)
 
@@ -104,10 +104,10 @@ def test_the_harness_notices_crashes_hangs_and_foreign_errors() -> None:
         "def attempt(data, seed):\n"
         "    if data == b'abort': os.abort()\n"
         "    if data == b'sleep': time.sleep(60)\n"
-        "    if data == b'alloc': return real(b'', seed)\n"
+        "    if data == b'empty': return real(b'', seed)\n"
         "    return 'wrong error', 'TypeError: x'\n"
-        "real, hostile.attempt, hostile.TIMEOUT = hostile.attempt, attempt, 1.0\n"
-        "print([hostile.in_child(data, 0)[0] for data in (b'abort', b'sleep', b'alloc', b'type')])\n"
+        "real, hostile.attempt, hostile.TIMEOUT = hostile.attempt, attempt, 3.0\n"
+        "print([hostile.in_child(data, 0)[0] for data in (b'abort', b'sleep', b'empty', b'type')])\n"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT, check=True)
     assert done.stdout.strip() == "['signal', 'hung', 'refused', 'wrong error']"
