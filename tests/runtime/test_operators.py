@@ -242,10 +242,38 @@ def test_grid_sample(spatial: tuple[int, ...], mode: str, border: str, align: bo
     np.testing.assert_allclose(got, want, rtol=1e-4, atol=1e-5)
 
 
+def _deconv(x: np.ndarray, *operands: np.ndarray) -> np.ndarray:
+    common = {
+        "kernelX": 3,
+        "kernelY": 3,
+        "strideX": 2,
+        "strideY": 2,
+        "outputCount": 4,
+        "pads": _ints(1, 1, 1, 1),
+    }
+    (got,) = _run("Deconvolution", [x, *operands], "Convolution2D", common=common)
+    return got
+
+
+def test_transposed_convolutions_with_weights_and_bias_as_inputs() -> None:
+    weight, bias = _floats(2, 4, 3, 3), _floats(4)
+    proto = builders.single(
+        "ConvTranspose", {"x": IMAGE, "w": weight, "b": bias}, strides=[2, 2], pads=[1, 1, 1, 1]
+    )
+    (want,) = onnx.reference.ReferenceEvaluator(proto).run(None, {"x": IMAGE, "w": weight, "b": bias})
+    np.testing.assert_allclose(_deconv(IMAGE, weight, bias), want, rtol=1e-4, atol=1e-5)
+    with pytest.raises(ExecutionError, match="wanted 3 channels"):
+        _deconv(IMAGE, _floats(3, 4, 3, 3))
+    with pytest.raises(ExecutionError, match=r"input 1 has shape \[2, 5, 3, 3\]"):
+        _deconv(IMAGE, _floats(2, 5, 3, 3))
+    with pytest.raises(ExecutionError, match="input 2 has shape"):
+        _deconv(IMAGE, weight, _floats(5))
+
+
 def test_pooling_indices_of_padded_windows() -> None:
     x = _floats(2, 3, 7, 6) - 9
     values, indices = _run(
-        "Pooling", [x], "Pool", outputs=2, kernelX=3, kernelY=3, strideX=2, strideY=2, type="MAXPOOL",
+        "Pooling", [x], "Pool", outputs=2, kernelX=3, kernelY=3, strideX=2, strideY=2, type="MAXPOOL", ceilModel=False,
         padType="CAFFE", pads=_ints(1, 1, 1, 1),
     )  # fmt: skip
     flat = x.reshape(2, 3, -1)
