@@ -46,6 +46,29 @@ def _shapes() -> onnx.ModelProto:
     return builders.model(nodes, {"i": np.zeros((2, 3), np.int64)}, ["y"], constants, opset=13)
 
 
+def _indexing() -> onnx.ModelProto:
+    """Operators that read and write where their operands say."""
+    nodes = [
+        helper.make_node("TopK", ["x", "k"], ["v", "i"], axis=1),
+        helper.make_node("GatherElements", ["x", "i"], ["g"], axis=1),
+        helper.make_node("ScatterND", ["x", "at", "rows"], ["s"]),
+        helper.make_node("GatherND", ["s", "at"], ["n"]),
+        helper.make_node("CumSum", ["n", "axis"], ["c"]),
+        helper.make_node("OneHot", ["i", "depth", "values"], ["h"]),
+        helper.make_node("ReduceSum", ["h"], ["o"], keepdims=0),
+        helper.make_node("Add", ["c", "o"], ["y"]),
+    ]
+    constants = {
+        "k": np.asarray([2], np.int64),
+        "at": np.asarray([[0], [2]], np.int64),
+        "rows": RNG.standard_normal((2, 6)).astype(np.float32),
+        "axis": np.asarray(1, np.int64),
+        "depth": np.asarray(6, np.int64),
+        "values": np.asarray([0, 1], np.float32),
+    }
+    return builders.model(nodes, {"x": np.zeros((4, 6), np.float32)}, ["y", "g"], constants, opset=13)
+
+
 def _loop() -> onnx.ModelProto:
     """A recurrent layer: a loop with a body."""
     shape = {"x": (5, 1, 4), "w": (1, 16, 4), "r": (1, 16, 4), "b": (1, 32)}
@@ -64,6 +87,7 @@ def models(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
         mnnq.quantize_weights(chain, bits=bits).save(folder / f"w{bits}.mnn")
     mnnq.load(ROOT / "examples" / "digits" / "digits.onnx").save(folder / "digits.mnn")
     convert_onnx(_shapes()).save(folder / "shapes.mnn")
+    convert_onnx(_indexing()).save(folder / "indexing.mnn")
     convert_onnx(_loop()).save(folder / "loop.mnn")
     return [*sorted(folder.glob("*.mnn")), *sorted(FIXTURES.glob("*.mnn"))]
 
