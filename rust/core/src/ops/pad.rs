@@ -62,7 +62,12 @@ impl Pad {
                 Mode::Reflect => Some(if p < 0 { -p } else { 2 * (n - 1) - p }),
                 Mode::Symmetric => Some(if p < 0 { -p - 1 } else { 2 * n - 1 - p }),
             };
-            let map: Vec<Option<i64>> = (0..total).map(|p| mirror(p - pads[0])).collect();
+            // Pads come from the file: an axis may be longer than memory.
+            let mut map: Vec<Option<i64>> = Vec::new();
+            map.try_reserve_exact(total as usize).map_err(|_| {
+                OpError::value(1, format!("pads {pads:?} of an axis of {length}, more than memory holds"))
+            })?;
+            map.extend((0..total).map(|p| mirror(p - pads[0])));
             if map.iter().flatten().any(|p| !(0..n).contains(p)) {
                 return Err(
                     OpError::value(1, format!("pads {pads:?} mirror beyond an axis of {length}")).into()
