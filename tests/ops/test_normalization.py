@@ -8,8 +8,6 @@ from typing import Any
 import numpy as np
 import pytest
 
-from mnnq.convert import convert_onnx
-from mnnq.errors import UnsupportedError
 from tests.builders import single
 from tests.ops.cases import Case, case, parametrize, run, symbols
 from tests.ops.harness import check
@@ -92,8 +90,8 @@ def test_lrn(size: int, shape: tuple[int, ...], mnn_runtime: MnnRuntime) -> None
     check(proto, {"x": x}, mnn_runtime, expected={"y": want})
 
 
-def test_training_mode_is_refused() -> None:
-    parameters = {name: np.ones(4, np.float32) for name in "sbmv"}
-    proto = single("BatchNormalization", {"x": _f(2, 4, 5, 5)}, parameters, training_mode=1, n_outputs=3)
-    with pytest.raises(UnsupportedError, match="training"):
-        convert_onnx(proto)
+def test_training_mode_computes_the_statistics_of_the_batch(mnn_runtime: MnnRuntime) -> None:
+    parameters = {name: np.abs(_f(4)) + 0.5 for name in "sbmv"}
+    x = _f(2, 4, 5, 5)
+    proto = single("BatchNormalization", {"x": x}, parameters, training_mode=1, n_outputs=3)
+    check(proto, {"x": x}, mnn_runtime)
