@@ -87,7 +87,8 @@ impl RowBlocks<'_> {
         Affine { scale: self.scale[i], min: self.min.get(i).copied().unwrap_or(0.0) }
     }
 
-    /// Applies the correction to the parameters; codes stay.
+    /// Applies the correction to the parameters; codes stay. A row whose corrected parameters would not fit in 32 bits
+    /// is left as it is.
     #[inline(always)]
     pub(super) fn correct_gain(&mut self, bits: BitWidth, scheme: Scheme) {
         let moments = Moments::of_row(bits, scheme, self);
@@ -104,11 +105,18 @@ impl RowBlocks<'_> {
             return;
         }
         let shift = (moments.weight - gain * moments.decoded) / n;
+        let corrected_scale = |scale: f32| (gain * f64::from(scale)) as f32;
+        let corrected_min = |min: f32| (gain * f64::from(min) + shift) as f32;
+        let fits = self.scale.iter().all(|&scale| corrected_scale(scale).is_finite())
+            && self.min.iter().all(|&min| corrected_min(min).is_finite());
+        if !fits {
+            return;
+        }
         for scale in self.scale.iter_mut() {
-            *scale = (gain * f64::from(*scale)) as f32;
+            *scale = corrected_scale(*scale);
         }
         for min in self.min.iter_mut() {
-            *min = (gain * f64::from(*min) + shift) as f32;
+            *min = corrected_min(*min);
         }
     }
 }
@@ -139,6 +147,19 @@ mod tests {
                 assert!((moments.weight_weight / moments.weight_decoded - 1.0).abs() < 1e-5);
             }
         }
+    }
+
+    #[test]
+    fn a_row_whose_correction_would_overflow_is_left_alone() {
+        let mut weights = [0.0_f32; 37];
+        (weights[13], weights[36]) = (-3.166_811_3e38, 1.349_473_9e38);
+        let mut codes = [0_i8; 37];
+        (codes[13], codes[36]) = (-2, 1);
+        let (mut scale, mut min) = ([1.5e38_f32], [-3.1e38_f32]);
+        let mut row =
+            RowBlocks { weights: &weights, codes: &codes, block: 37, scale: &mut scale, min: &mut min };
+        row.correct_gain(BitWidth::ALL[0], Scheme::Asymmetric);
+        assert!(scale[0].is_finite() && min[0].is_finite());
     }
 
     #[test]
