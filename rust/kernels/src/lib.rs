@@ -43,6 +43,7 @@ pub mod normalize;
 pub mod parallel;
 pub mod pool;
 pub mod quantize_rows;
+pub mod quantize_windows;
 pub mod reduce;
 pub mod simd;
 pub mod softmax;

@@ -64,16 +64,16 @@ pub struct RowCodes<'a> {
 
 /// What the codes of a range mean, and how they are made: `q = round(x * inverse - shift1 ...)`.
 #[derive(Clone, Copy, Debug, PartialEq)]
-struct Parameters {
-    scale: f32,
-    offset: f32,
+pub(crate) struct Parameters {
+    pub(crate) scale: f32,
+    pub(crate) offset: f32,
     inverse: f32,
     /// Subtracted before scaling.
     minimum: f32,
     /// Added after scaling and before rounding.
     shift: f32,
     /// Added after rounding.
-    zero: i32,
+    pub(crate) zero: i32,
     lowest: i32,
 }
 
@@ -198,7 +198,7 @@ pub fn quantize_rows(
     Ok(())
 }
 
-fn parameters(scheme: RowScheme, (lo, hi): (f32, f32)) -> Parameters {
+pub(crate) fn parameters(scheme: RowScheme, (lo, hi): (f32, f32)) -> Parameters {
     // No value at all (or only NaN) leaves the range empty.
     if lo > hi { Parameters::new(scheme, 0.0, 0.0) } else { Parameters::new(scheme, lo, hi) }
 }
@@ -228,7 +228,7 @@ fn check(
 }
 
 /// Smallest and largest value; infinity and minus infinity of none.
-struct Range<'a>(&'a [f32]);
+pub(crate) struct Range<'a>(pub(crate) &'a [f32]);
 
 impl SimdOp for Range<'_> {
     type Output = (f32, f32);
@@ -266,10 +266,10 @@ impl SimdOp for Range<'_> {
 }
 
 /// Writes the codes and returns their sum.
-struct Codes<'a> {
-    p: Parameters,
-    x: &'a [f32],
-    codes: &'a mut [i8],
+pub(crate) struct Codes<'a> {
+    pub(crate) p: Parameters,
+    pub(crate) x: &'a [f32],
+    pub(crate) codes: &'a mut [i8],
 }
 
 impl SimdOp for Codes<'_> {

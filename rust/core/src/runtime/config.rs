@@ -20,8 +20,23 @@ pub enum MemoryMode {
     /// Quantized weights are expanded to floats once.
     #[default]
     Normal,
-    /// Quantized weights stay in the bits of the file and are expanded tile by tile while running.
+    /// Quantized weights stay in few bits. Convolutions on them run in integers, with activations quantized while
+    /// running; see [`DynamicMode`].
     Low,
+}
+
+/// Which convolutions of [`MemoryMode::Low`] run in integers, and how their activations are quantized.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default)]
+pub enum DynamicMode {
+    /// Those that are estimated to be faster so, with asymmetric codes for each row (pixel, token, window). The others
+    /// are expanded to floats once.
+    #[default]
+    Auto,
+    /// All that can, with the codes of `Auto`.
+    Always,
+    /// As MNN does in its mode `Memory_Low`: all but depthwise ones; symmetric codes for each row, asymmetric ones if
+    /// there is only one row.
+    Compat,
 }
 
 /// Options of a session.
@@ -33,6 +48,8 @@ pub struct SessionOptions {
     pub precision: PrecisionMode,
     /// Memory mode.
     pub memory: MemoryMode,
+    /// Activations of layers with quantized weights, in [`MemoryMode::Low`].
+    pub dynamic: DynamicMode,
     /// How many plans (one per set of input shapes) are kept; the one not used for longest goes first.
     pub plan_cache: usize,
     /// Whether element-wise operators are fused into the operator before them.
@@ -45,6 +62,7 @@ impl Default for SessionOptions {
             threads: 1,
             precision: PrecisionMode::default(),
             memory: MemoryMode::default(),
+            dynamic: DynamicMode::default(),
             plan_cache: 16,
             fuse: true,
         }
