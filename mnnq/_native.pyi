@@ -373,6 +373,7 @@ class NativeSession:
         threads: int = 1,
         precision: str = "normal",
         memory: str = "normal",
+        dynamic: str = "auto",
         plan_cache: int = 16,
         fuse: bool = True,
     ) -> NativeSession: ...

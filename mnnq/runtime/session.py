@@ -61,7 +61,26 @@ class Memory(enum.Enum):
     NORMAL = "normal"
     """Quantized weights are expanded once, when they are first used."""
     LOW = "low"
-    """Quantized weights of dense convolutions stay in their bits and are expanded while running."""
+    """Quantized weights of dense convolutions (and of matrix products stored as such) stay in few bits: up to 4 bits as
+    4, others as 8. Activations are quantized to 8 bits while running, and the products are computed in integers;
+    `Dynamic` says which layers and how. Half-precision weights stay as they are and are expanded while running."""
+
+
+class Dynamic(enum.Enum):
+    """Which layers of `Memory.LOW` run in integers, and how their activations are quantized.
+
+    Activations are ``x = s q + c`` with ``q`` in -128..127. Each row (pixel, token) or window of a convolution has its
+    own scale ``s`` and offset ``c``.
+    """
+
+    AUTO = "auto"
+    """Those that are estimated to be faster so on this CPU; the profile tells the estimate. Other layers are expanded to
+    floats once. Ranges are asymmetric, ``s = (max - min) / 255``; windows with padding have ranges that hold 0."""
+    ALWAYS = "always"
+    """All layers that can, however slow; codes as with `AUTO`."""
+    COMPAT = "compat"
+    """MNN's rules of ``Memory_Low``: all dense layers; ``s = max|x| / 127`` for each row, without offset; an asymmetric
+    range where there is only one row."""
 
 
 def _available_cpus() -> int:
@@ -81,6 +100,8 @@ class SessionOptions:
         Threads per run, 1 to 1024; by default one per available CPU. Results do not depend on it.
     precision, memory
         Modes; a member or its value (``"low"``).
+    dynamic
+        Which layers of ``memory="low"`` run in integers; a member of `Dynamic` or its value.
     plan_cache
         Number of sets of input shapes whose plans are kept; the one not used for longest goes first.
     fuse
@@ -90,6 +111,7 @@ class SessionOptions:
     threads: int = field(default_factory=_available_cpus)
     precision: Precision = Precision.NORMAL
     memory: Memory = Memory.NORMAL
+    dynamic: Dynamic = Dynamic.AUTO
     plan_cache: int = 16
     fuse: bool = True
 
@@ -100,7 +122,7 @@ class SessionOptions:
         if isinstance(self.plan_cache, bool) or self.plan_cache < 1:
             msg = f"{self.plan_cache!r}, wanted 1 or more"
             raise ConfigError(msg, key="plan_cache")
-        for key, kind in (("precision", Precision), ("memory", Memory)):
+        for key, kind in (("precision", Precision), ("memory", Memory), ("dynamic", Dynamic)):
             object.__setattr__(self, key, _member(kind, getattr(self, key), key))
 
 
@@ -201,6 +223,7 @@ class InferenceSession:
             threads=self._options.threads,
             precision=self._options.precision.value,
             memory=self._options.memory.value,
+            dynamic=self._options.dynamic.value,
             plan_cache=self._options.plan_cache,
             fuse=self._options.fuse,
         )

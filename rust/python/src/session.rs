@@ -2,7 +2,7 @@
 
 use std::path::PathBuf;
 
-use mnnq_core::runtime::{MemoryMode, PrecisionMode, RuntimeError, Session, SessionOptions, TensorInfo};
+use mnnq_core::runtime::{DynamicMode, MemoryMode, PrecisionMode, RuntimeError, Session, SessionOptions, TensorInfo};
 use mnnq_core::tensor::{DType, Element as TensorElement, Layout, Shape, Tensor, TensorDesc, TensorView};
 use numpy::{Element, PyArray1, PyArrayDyn, PyArrayMethods, PyReadonlyArrayDyn, PyUntypedArrayMethods};
 use pyo3::exceptions::{PyMemoryError, PyTypeError};
@@ -37,7 +37,10 @@ fn supported_operators() -> Vec<String> {
 /// precision
 ///     "normal", "high" (sums in double precision) or "low" (float weights stored in half precision).
 /// memory
-///     "normal", or "low" (quantized weights stay in their bits).
+///     "normal", or "low" (quantized weights stay in their bits, and activations are quantized while running).
+/// dynamic
+///     Which layers of memory "low" run in integers: "auto" (those that are faster so), "always", or "compat" (with
+///     MNN's rules).
 /// plan_cache
 ///     Number of input shapes whose plans are kept.
 /// fuse
@@ -51,13 +54,14 @@ struct NativeSession {
 #[pymethods]
 impl NativeSession {
     #[new]
-    #[pyo3(signature = (source, *, threads = 1, precision = "normal", memory = "normal", plan_cache = 16, fuse = true))]
+    #[pyo3(signature = (source, *, threads = 1, precision = "normal", memory = "normal", dynamic = "auto", plan_cache = 16, fuse = true))]
     fn new(
         py: Python<'_>,
         source: &Bound<'_, PyAny>,
         threads: usize,
         precision: &str,
         memory: &str,
+        dynamic: &str,
         plan_cache: usize,
         fuse: bool,
     ) -> PyResult<Self> {
@@ -80,7 +84,13 @@ impl NativeSession {
             "low" => MemoryMode::Low,
             other => return Err(unknown("memory", other, "normal or low")),
         };
-        let options = SessionOptions { threads, precision, memory, plan_cache, fuse };
+        let dynamic = match dynamic {
+            "auto" => DynamicMode::Auto,
+            "always" => DynamicMode::Always,
+            "compat" => DynamicMode::Compat,
+            other => return Err(unknown("dynamic", other, "auto, always or compat")),
+        };
+        let options = SessionOptions { threads, precision, memory, dynamic, plan_cache, fuse };
         let (session, file) = if let Ok(bytes) = source.cast::<PyBytes>() {
             let bytes = bytes.as_bytes().to_vec();
             (py.detach(|| Session::from_bytes(bytes, options)), None)

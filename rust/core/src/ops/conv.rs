@@ -14,12 +14,14 @@ use mnnq_kernels::{Epilogue as KernelEpilogue, Residual};
 use super::conv_int8::{IntConv, IntQuant};
 use super::conv_stored::{StoredConv, StoredWeights};
 use super::conv_weights::{ConvCommon, bias, kernel_epilogue, weights};
+use super::dynamic::cost::Layer;
+use super::dynamic::{IntegerConv, DynamicWeights, QuantizedRows, shared_rows};
 use super::epilogue::Epilogue;
 use super::error::{OpError, OpResult};
 use super::operator::{Facts, InferResult, Kernel, Layouts, Operator, PrepareContext, StepIo};
 use super::registry::{OpSource, Subgraphs};
 use super::support::kernels;
-use crate::runtime::config::{MemoryMode, PrecisionMode};
+use crate::runtime::config::{DynamicMode, MemoryMode, PrecisionMode, SessionOptions};
 use crate::tensor::{DType, Layout, Shape, TensorDesc};
 
 /// Builds the operator for `Convolution`, `ConvolutionDepthwise`, `ConvInt8` or `DepthwiseConvInt8`.
@@ -60,8 +62,13 @@ pub(super) fn create(source: &OpSource<'_>, _: &mut dyn Subgraphs) -> OpResult<A
     if matches!(weights, ConvWeights::OldInt8 { .. }) {
         return Err(OpError::unsupported("int8 weights without scales in a float convolution"));
     }
-    let form = Form::choose(&weights, depthwise, source.options.memory, source.options.precision);
-    Ok(Arc::new(Conv { common, bias, form, raw: Mutex::new(Some(weights)), packed: OnceLock::new() }))
+    let (form, note) = Form::choose(&weights, depthwise, &common, source.options);
+    let conv = Conv { common, bias, form, note, raw: Mutex::new(Some(weights)), packed: OnceLock::new() };
+    if form == Form::Dynamic {
+        // Packed at once: so the codes of one layer only are in memory twice.
+        conv.packed()?;
+    }
+    Ok(Arc::new(conv))
 }
 
 /// In which form the weights are kept.
@@ -75,17 +82,36 @@ enum Form {
     Stored,
     /// Floats rounded to half precision, expanded while running.
     Half,
+    /// Few bits, multiplied in integers.
+    Dynamic,
 }
 
 impl Form {
-    fn choose(weights: &ConvWeights, depthwise: bool, memory: MemoryMode, precision: PrecisionMode) -> Self {
-        match weights {
+    /// The form, and what the profile says about the choice.
+    fn choose(
+        weights: &ConvWeights,
+        depthwise: bool,
+        common: &ConvCommon,
+        options: &SessionOptions,
+    ) -> (Self, String) {
+        let low = options.precision == PrecisionMode::Low;
+        let form = match weights {
             _ if depthwise => Self::Depthwise,
-            ConvWeights::Quantized(_) | ConvWeights::Half(_) if memory == MemoryMode::Low => Self::Stored,
-            ConvWeights::Half(_) if precision == PrecisionMode::Low => Self::Stored,
-            ConvWeights::Float(_) if precision == PrecisionMode::Low => Self::Half,
+            ConvWeights::Quantized(quantized) if options.memory == MemoryMode::Low => {
+                let (channels, groups) = (common.out_channels, common.group);
+                if !DynamicWeights::fits(quantized, channels, groups, common.taps()) {
+                    return (Self::Stored, String::new());
+                }
+                let ratio = Layer::of(quantized, channels, groups).ratio();
+                let integers = ratio < 1.0 || options.dynamic != DynamicMode::Auto;
+                let note = format!(", int8 estimated at {ratio:.2} of float");
+                return (if integers { Self::Dynamic } else { Self::Float }, note);
+            }
+            ConvWeights::Half(_) if options.memory == MemoryMode::Low || low => Self::Stored,
+            ConvWeights::Float(_) if low => Self::Half,
             _ => Self::Float,
-        }
+        };
+        (form, String::new())
     }
 }
 
@@ -93,6 +119,7 @@ enum Packed {
     Float(PackedConv),
     Depthwise(PackedDepthwise),
     Stored(Arc<StoredWeights>),
+    Dynamic(Arc<DynamicWeights>),
 }
 
 /// `Convolution` and `ConvolutionDepthwise` on floats:
@@ -101,6 +128,8 @@ struct Conv {
     common: ConvCommon,
     bias: Vec<f32>,
     form: Form,
+    /// Why this form, for the profile.
+    note: String,
     /// The weights as read, until they are packed.
     raw: Mutex<Option<ConvWeights>>,
     packed: OnceLock<Arc<Packed>>,
@@ -120,6 +149,15 @@ impl Conv {
         let dims = [common.out_channels, common.in_channels / common.group, common.taps()];
         let packed = match self.form {
             Form::Stored => Packed::Stored(Arc::new(StoredWeights::new(weights, common.out_channels)?)),
+            Form::Dynamic => match &weights {
+                ConvWeights::Quantized(quantized) => Packed::Dynamic(Arc::new(DynamicWeights::new(
+                    quantized,
+                    common.out_channels,
+                    common.group,
+                    common.taps(),
+                )?)),
+                other => return Err(OpError::unsupported(format!("{} weights in integers", other.kind()))),
+            },
             Form::Half => Packed::Stored(Arc::new(StoredWeights::half(&weights, common.out_channels))),
             Form::Depthwise => Packed::Depthwise(with_floats(&weights, |w| {
                 PackedDepthwise::new(w, common.out_channels, common.taps())
@@ -172,6 +210,13 @@ impl Operator for Conv {
             let (group, bias, weights) = (self.common.group, self.bias.clone(), weights.clone());
             return Ok(Box::new(StoredConv::new(sliding, group, weights, bias, epilogue)));
         }
+        if let Packed::Dynamic(weights) = &*packed {
+            let (bias, weights, mode) = (self.bias.clone(), weights.clone(), context.options.dynamic);
+            let (threads, shared) = (context.options.threads, context.quantized);
+            let mut kernel = IntegerConv::new(sliding, weights, bias, &epilogue, mode, threads, shared);
+            kernel.note(&self.note);
+            return Ok(Box::new(kernel));
+        }
         let (activation, residual, rest) = kernel_epilogue(&epilogue);
         Ok(Box::new(FloatConv {
             sliding,
@@ -181,8 +226,19 @@ impl Operator for Conv {
             residual,
             rest,
             threads: context.options.threads,
-            words: epilogue.describe(),
+            words: epilogue.describe() + &self.note,
         }))
+    }
+
+    fn quantized_input(&self, inputs: &Facts<'_>, options: &SessionOptions) -> OpResult<Option<QuantizedRows>> {
+        if self.form != Form::Dynamic {
+            return Ok(None);
+        }
+        let sliding = self.common.sliding(&inputs.shape(0)?)?;
+        Ok(match &*self.packed()? {
+            Packed::Dynamic(weights) => shared_rows(&sliding, weights, options.dynamic),
+            _ => None,
+        })
     }
 }
 
@@ -238,7 +294,9 @@ impl Kernel for FloatConv {
                 let isa = kernels().depthwise_f32;
                 depthwise_f32(isa, &self.sliding, input, weights, &epilogue, out, io.parallel)?;
             }
-            Packed::Stored(_) => return Err(OpError::unsupported("stored weights in the float kernel")),
+            Packed::Stored(_) | Packed::Dynamic(_) => {
+                return Err(OpError::unsupported("stored weights in the float kernel"));
+            }
         }
         self.rest.apply_all(io);
         Ok(())

@@ -17,6 +17,7 @@ mod conv_int8;
 mod conv_stored;
 mod conv_weights;
 mod deconv;
+pub(crate) mod dynamic;
 mod gather;
 mod gather_nd;
 mod interp;

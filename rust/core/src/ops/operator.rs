@@ -8,6 +8,7 @@ use std::borrow::Cow;
 
 use smallvec::SmallVec;
 
+use super::dynamic::QuantizedRows;
 use super::epilogue::{Activation, Epilogue};
 use super::error::{OpError, OpResult};
 use crate::runtime::config::SessionOptions;
@@ -190,6 +191,8 @@ pub struct PrepareContext<'a> {
     pub epilogue: &'a Epilogue,
     /// Modes and threads.
     pub options: &'a SessionOptions,
+    /// The input of the step that holds what [`Operator::quantized_input`] asked for, if it is there.
+    pub quantized: Option<usize>,
 }
 
 /// The tensors of one step while it runs.
@@ -285,6 +288,16 @@ pub trait Operator: Send + Sync {
     /// Whether `prepare` applies [`PrepareContext::epilogue`] to output 0.
     fn accepts_epilogue(&self) -> bool {
         false
+    }
+
+    /// How input 0 should be quantized by another step, for a kernel that then reads the codes instead of the input.
+    /// Consumers of a tensor that want the same share the codes. Asked with final layouts.
+    ///
+    /// # Errors
+    /// [`OpError`] if the operator cannot run on these inputs.
+    fn quantized_input(&self, inputs: &Facts<'_>, options: &SessionOptions) -> OpResult<Option<QuantizedRows>> {
+        let _ = (inputs, options);
+        Ok(None)
     }
 
     /// Whether output 0 already lies on the grid of its quantization, for tensors of offline-quantized models.

@@ -15,6 +15,7 @@ use super::plan::{
 };
 use super::planner::{Cut, PlanState, Planned, ValueFact, facts_of};
 use crate::graph::{Graph, ValueId};
+use crate::ops::dynamic::{QuantizedRows, quantize_kernel};
 use crate::ops::{Facts, Kernel, Layouts, OpError, PrepareContext, copy_kernel};
 use crate::tensor::{Layout, Tensor, TensorDesc};
 
@@ -27,7 +28,7 @@ struct Physical {
     offset: usize,
 }
 
-#[derive(Debug, Clone, Copy)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Storage {
     /// Memory of this segment's arena, by number.
     Local(usize),
@@ -55,6 +56,8 @@ struct Lowering<'a> {
     home: HashMap<ValueId, Physical>,
     /// The same in other layouts.
     converted: HashMap<(ValueId, Layout), Physical>,
+    /// Quantized copies: of which bytes, how, and where.
+    quantized: Vec<(Physical, QuantizedRows, Physical)>,
     /// Bytes of each local storage.
     sizes: Vec<usize>,
     taps: Vec<(usize, ValueId, Physical)>,
@@ -79,6 +82,7 @@ pub(super) fn segment(
         constants: Vec::new(),
         home: HashMap::new(),
         converted: HashMap::new(),
+        quantized: Vec::new(),
         sizes: Vec::new(),
         taps: Vec::new(),
     };
@@ -206,14 +210,23 @@ impl Lowering<'_> {
         }
         let facts = Facts::new(&known);
         let aliases = if node.epilogue.is_empty() { node.operator.alias(&facts, &outputs) } else { None };
+        let mut wish = None;
         let prepared = if aliases.is_some() {
             None
         } else {
             let (epilogue, options) = (&node.epilogue, self.options);
-            let context = PrepareContext { inputs: facts, outputs: &outputs, epilogue, options };
-            Some(node.operator.prepare(&context).map_err(op_error)?)
+            wish = node.operator.quantized_input(&facts, options).map_err(&op_error)?;
+            let quantized = wish.is_some().then_some(inputs.len());
+            let context = PrepareContext { inputs: facts, outputs: &outputs, epilogue, options, quantized };
+            Some(node.operator.prepare(&context).map_err(&op_error)?)
         };
         drop(known);
+        if let (Some(how), Some(Some(source))) = (wish, inputs.first().copied()) {
+            let name = node.inputs.first().copied().flatten().map(|value| self.graph.names[value].clone());
+            let desc = how.desc().map_err(&op_error)?;
+            inputs.push(Some(self.quantized(source, how, desc, name.unwrap_or_default())));
+            inputs[0] = None;
+        }
         let mut physical: SmallVec<[Physical; 2]> = SmallVec::new();
         for (index, desc) in outputs.iter().enumerate() {
             let alias = aliases.as_ref().and_then(|aliases| aliases.get(index));
@@ -246,6 +259,27 @@ impl Lowering<'_> {
             }
         }
         Ok(())
+    }
+
+    /// The quantized copy of a tensor, made where it is first wanted.
+    fn quantized(&mut self, source: Physical, how: QuantizedRows, desc: TensorDesc, name: String) -> Physical {
+        let same = |(from, as_how, _): &&(Physical, QuantizedRows, Physical)| {
+            from.storage == source.storage && from.offset == source.offset && *as_how == how
+        };
+        if let Some(&(_, _, copy)) = self.quantized.iter().find(same) {
+            return copy;
+        }
+        let output = self.local(desc);
+        self.quantized.push((source, how, output));
+        self.drafts.push(Draft {
+            kernel: quantize_kernel(how),
+            inputs: smallvec::smallvec![Some(source)],
+            outputs: smallvec::smallvec![output],
+            candidates: &[],
+            node: name,
+            op_type: "quantize".to_owned(),
+        });
+        output
     }
 
     fn layouts(&mut self, node: &Planned, outputs: &[TensorDesc]) -> Result<Layouts, RuntimeError> {

@@ -1,0 +1,126 @@
+//! Whether a layer is faster in integers or in floats.
+//!
+//! Both are estimated in cycles per output pixel, from throughputs of the kernels measured per instruction set:
+//!
+//! ```text
+//! float:   k n / float_products + n / float_stores
+//! integer: k n / int_products + k / codes + n / int_stores [+ blocks n / scales]
+//! ```
+//!
+//! The number of pixels cancels out but for a single one, where both are bound by reading the weights; integers then
+//! read a quarter or less. Only ratios matter, so that clock rates do not.
+
+use mnnq_format::QuantizedWeights;
+use mnnq_kernels::cpu::IsaLevel;
+
+use crate::ops::support::kernels;
+
+/// What a core does per cycle.
+#[derive(Debug, Clone, Copy)]
+struct Rates {
+    /// Products of the float kernel.
+    float_products: f64,
+    /// Products of the int8 kernel.
+    int_products: f64,
+    /// Products of the kernel for nibbles and blocks.
+    block_products: f64,
+    /// Activations quantized.
+    codes: f64,
+    /// Outputs of the float kernel stored with their epilogue.
+    float_stores: f64,
+    /// Sums turned to floats and stored with their epilogue.
+    int_stores: f64,
+    /// Sums of blocks scaled and added.
+    scales: f64,
+}
+
+/// Rates of an instruction set, as measured by `benches/int8_kernels` (rounded down) or, for CPUs not at hand, from the
+/// issue widths of common cores.
+fn rates(level: IsaLevel) -> Rates {
+    let rates = |float_products, int_products, block_products, codes, float_stores, int_stores, scales| Rates {
+        float_products,
+        int_products,
+        block_products,
+        codes,
+        float_stores,
+        int_stores,
+        scales,
+    };
+    match level {
+        IsaLevel::Avx512Vnni | IsaLevel::Avx512Bf16 => rates(14.0, 52.0, 45.0, 1.2, 6.0, 4.0, 5.0),
+        IsaLevel::Avx512 => rates(14.0, 24.0, 18.0, 1.2, 6.0, 4.0, 5.0),
+        IsaLevel::AvxVnni => rates(14.0, 48.0, 40.0, 0.8, 4.0, 2.5, 3.0),
+        IsaLevel::Avx2 => rates(14.0, 22.0, 16.0, 0.8, 4.0, 2.5, 3.0),
+        IsaLevel::I8mm => rates(7.0, 56.0, 26.0, 0.5, 2.0, 1.3, 1.5),
+        IsaLevel::Dotprod => rates(7.0, 29.0, 26.0, 0.5, 2.0, 1.3, 1.5),
+        IsaLevel::Neon | IsaLevel::Fp16 => rates(7.0, 9.0, 5.0, 0.5, 2.0, 1.3, 1.5),
+        // Plain code gains little from small integers; the compiler vectorizes both for the lowest CPU.
+        _ => rates(2.0, 2.0, 1.0, 0.3, 1.0, 0.6, 0.5),
+    }
+}
+
+/// A dense convolution, per group.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Layer {
+    /// Weights of an output channel.
+    pub(crate) k: usize,
+    /// Output channels of a group.
+    pub(crate) n: usize,
+    /// Scales per output channel.
+    pub(crate) blocks: usize,
+    /// Bits of a weight.
+    pub(crate) bits: u8,
+}
+
+impl Layer {
+    pub(crate) fn of(weights: &QuantizedWeights, channels: usize, groups: usize) -> Self {
+        let channels = channels.max(1);
+        Self {
+            k: weights.codes().len() / channels,
+            n: channels / groups.max(1),
+            blocks: (weights.rows() / channels).max(1),
+            bits: weights.bits(),
+        }
+    }
+
+    /// Estimated time in integers over that in floats.
+    pub(crate) fn ratio(&self) -> f64 {
+        let blocks = self.bits <= 4 || self.blocks > 1;
+        let (gemm_i8, gemm_w4) = (&kernels().gemm_i8, &kernels().gemm_w4);
+        let (level, nr) =
+            if blocks { (gemm_w4.level(), gemm_w4.nr()) } else { (gemm_i8.level(), gemm_i8.nr()) };
+        let r = rates(level);
+        // Vectors are computed whole; half panels are half the work.
+        let padded = |n: usize, width: usize| n.next_multiple_of(width) as f64;
+        let (k, n) = (self.k as f64, self.n as f64);
+        let lanes = (nr / 2).max(1);
+        let float = k * padded(self.n, lanes) / r.float_products + n / r.float_stores;
+        let width = if blocks { nr } else { lanes };
+        let products = if blocks { r.block_products } else { r.int_products };
+        let units = self.k.next_multiple_of(8) as f64;
+        let mut integer = units * padded(self.n, width) / products + k / r.codes + n / r.int_stores;
+        if blocks {
+            integer += self.blocks as f64 * padded(self.n, width) / r.scales;
+        }
+        integer / float
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn wide_layers_are_faster_in_integers_and_narrow_ones_in_floats() {
+        let layer = |k, n| Layer { k, n, blocks: 1, bits: 8 };
+        if kernels().gemm_i8.level() < IsaLevel::AvxVnni {
+            return;
+        }
+        assert!(layer(768, 768).ratio() < 0.5);
+        assert!(layer(4608, 512).ratio() < 0.5);
+        assert!(layer(512, 1).ratio() > 1.0);
+        let (fine, coarse) =
+            (Layer { k: 2048, n: 2048, blocks: 64, bits: 4 }, Layer { k: 2048, n: 2048, blocks: 16, bits: 4 });
+        assert!(coarse.ratio() < fine.ratio() && fine.ratio() < 1.0);
+    }
+}
