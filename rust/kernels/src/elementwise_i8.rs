@@ -38,6 +38,30 @@ impl AddI8 {
         StaticCodes { scale: 1.0, zero: self.zero, lo: self.lo, hi: self.hi }
     }
 
+    pub(crate) fn check(&self, kernel: &'static str) -> Result<(), KernelError> {
+        self.output().check(kernel)?;
+        crate::gemm_i8::check_zero(kernel, self.a_zero)?;
+        crate::gemm_i8::check_zero(kernel, self.b_zero)
+    }
+
+    /// The same sum with the operands exchanged.
+    #[must_use]
+    pub fn swapped(self) -> Self {
+        let Self { a_scale, a_zero, b_scale, b_zero, .. } = self;
+        Self { a_scale: b_scale, a_zero: b_zero, b_scale: a_scale, b_zero: a_zero, ..self }
+    }
+
+    /// Codes from `a - a_zero` and `b`.
+    #[inline(always)]
+    pub(crate) fn sum<S: Simd>(&self, s: S, a: S::I, b: S::I) -> S::I {
+        let (lo, hi) = (s.splat((self.lo - self.zero) as f32), s.splat((self.hi - self.zero) as f32));
+        let b = s.sub_i(b, s.splat_i(self.b_zero));
+        let a = s.mul(s.to_float(a), s.splat(self.a_scale));
+        let b = s.mul(s.to_float(b), s.splat(self.b_scale));
+        let code = s.round_away(s.at_most(s.at_least(s.add(a, b), lo), hi));
+        s.add_i(code, s.splat_i(self.zero))
+    }
+
     /// The plain formula for one element.
     pub fn reference(&self, a: i8, b: i8) -> i8 {
         let value = (i32::from(a) - self.a_zero) as f32 * self.a_scale
@@ -60,9 +84,7 @@ pub fn add_i8(
     executor: &dyn Executor,
 ) -> Result<(), KernelError> {
     const FAMILY: &str = "add_i8";
-    how.output().check(FAMILY)?;
-    crate::gemm_i8::check_zero(FAMILY, how.a_zero)?;
-    crate::gemm_i8::check_zero(FAMILY, how.b_zero)?;
+    how.check(FAMILY)?;
     KernelError::check(FAMILY, "length of the first input", a.len(), out.len())?;
     KernelError::check(FAMILY, "length of the second input", b.len(), out.len())?;
     for_each_chunk(executor, out, TASK_ELEMENTS, |index, out| {
@@ -107,15 +129,11 @@ impl Add<'_> {
     #[inline(always)]
     unsafe fn vector<S: Simd>(&mut self, s: S, at: usize, count: usize) {
         let how = self.how;
-        let (lo, hi) = (s.splat((how.lo - how.zero) as f32), s.splat((how.hi - how.zero) as f32));
         // SAFETY: the caller vouches for the elements.
         unsafe {
             let a = s.sub_i(s.load_i8(self.a.as_ptr().add(at), count), s.splat_i(how.a_zero));
-            let b = s.sub_i(s.load_i8(self.b.as_ptr().add(at), count), s.splat_i(how.b_zero));
-            let a = s.mul(s.to_float(a), s.splat(how.a_scale));
-            let b = s.mul(s.to_float(b), s.splat(how.b_scale));
-            let code = s.round_away(s.at_most(s.at_least(s.add(a, b), lo), hi));
-            s.store_i8(self.out.as_mut_ptr().add(at), count, s.add_i(code, s.splat_i(how.zero)));
+            let b = s.load_i8(self.b.as_ptr().add(at), count);
+            s.store_i8(self.out.as_mut_ptr().add(at), count, how.sum(s, a, b));
         }
     }
 }
@@ -145,8 +163,58 @@ impl TableI8 {
     }
 
     /// The result for one code.
+    #[inline]
     pub fn get(&self, code: i8) -> i8 {
         self.0[usize::from(code as u8 ^ 0x80)]
+    }
+
+    /// The table of `after` applied to the results of this one.
+    #[must_use]
+    pub fn then(&self, after: &Self) -> Self {
+        Self::new(|code| after.get(self.get(code)))
+    }
+
+    /// Replaces every code by its result.
+    pub fn apply(&self, isa: VectorIsa, codes: &mut [i8]) {
+        #[cfg(target_arch = "x86_64")]
+        if matches!(isa, VectorIsa::Avx512(_)) && has_vbmi() {
+            // SAFETY: the CPU has AVX-512 by the token and VBMI as just asked.
+            return unsafe { apply_vbmi(&self.0, codes) };
+        }
+        let _ = isa;
+        codes.iter_mut().for_each(|code| *code = self.get(*code));
+    }
+}
+
+/// Whether the CPU permutes bytes over two registers.
+#[cfg(target_arch = "x86_64")]
+fn has_vbmi() -> bool {
+    is_x86_feature_detected!("avx512vbmi")
+}
+
+/// Tables by byte permutation: two registers hold half of the table, and the code's sign chooses the half.
+///
+/// # Safety
+/// The CPU has AVX-512 BW and VBMI.
+#[cfg(target_arch = "x86_64")]
+#[target_feature(enable = "avx512f,avx512bw,avx512vbmi")]
+unsafe fn apply_vbmi(table: &[i8; 256], codes: &mut [i8]) {
+    use std::arch::x86_64::*;
+    // SAFETY: the table has four times 64 bytes.
+    let part = |i: usize| unsafe { _mm512_loadu_si512(table.as_ptr().add(64 * i).cast()) };
+    let (low, below_zero) = (part(0), part(1));
+    let (from_zero, high) = (part(2), part(3));
+    for codes in codes.chunks_mut(64) {
+        let mask = if codes.len() == 64 { u64::MAX } else { (1 << codes.len()) - 1 };
+        // SAFETY: masked lanes are not accessed, the others are those of the chunk.
+        unsafe {
+            let x = _mm512_maskz_loadu_epi8(mask, codes.as_ptr());
+            // Seven bits of the code index the half: entry 0 is -128, and entry 128 is 0.
+            let negative = _mm512_permutex2var_epi8(low, x, below_zero);
+            let positive = _mm512_permutex2var_epi8(from_zero, x, high);
+            let out = _mm512_mask_blend_epi8(_mm512_movepi8_mask(x), positive, negative);
+            _mm512_mask_storeu_epi8(codes.as_mut_ptr(), mask, out);
+        }
     }
 }
 
@@ -155,6 +223,7 @@ impl TableI8 {
 /// # Errors
 /// [`KernelError::Size`] if the lengths differ.
 pub fn lookup_i8(
+    isa: VectorIsa,
     table: &TableI8,
     x: &[i8],
     out: &mut [i8],
@@ -162,11 +231,108 @@ pub fn lookup_i8(
 ) -> Result<(), KernelError> {
     KernelError::check("lookup_i8", "length of the input", x.len(), out.len())?;
     for_each_chunk(executor, out, TASK_ELEMENTS, |index, out| {
-        for (out, &x) in out.iter_mut().zip(&x[index * TASK_ELEMENTS..]) {
-            *out = table.get(x);
-        }
+        out.copy_from_slice(&x[index * TASK_ELEMENTS..][..out.len()]);
+        table.apply(isa, out);
     });
     Ok(())
+}
+
+/// Parameters of [`mul_i8`].
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct MulI8 {
+    /// Product of the input scales over the scale of the output.
+    pub scale: f32,
+    /// Zero point of `a`.
+    pub a_zero: i32,
+    /// Zero point of `b`.
+    pub b_zero: i32,
+    /// Zero point of the output.
+    pub zero: i32,
+    /// Smallest code; the zero point for a fused ReLU.
+    pub lo: i32,
+    /// Largest code.
+    pub hi: i32,
+}
+
+impl MulI8 {
+    /// The plain formula for one element.
+    pub fn reference(&self, a: i8, b: i8) -> i8 {
+        let product = (i32::from(a) - self.a_zero) * (i32::from(b) - self.b_zero);
+        ((product as f32 * self.scale).round() as i32).saturating_add(self.zero).clamp(self.lo, self.hi) as i8
+    }
+}
+
+/// `out = clamp(round((a - a_zero) * (b - b_zero) * scale) + zero, lo, hi)`: the product of the codes is exact, then one
+/// `f32` multiplication, rounding half away from zero. `b` is repeated over the rows of `a`, so that a vector of
+/// channels scales every pixel.
+///
+/// # Shapes
+/// `a`, `out`: a multiple of the length of `b`.
+///
+/// # Errors
+/// [`KernelError`] if the lengths do not fit or a zero point or bound is no code.
+pub fn mul_i8(
+    isa: VectorIsa,
+    how: MulI8,
+    a: &[i8],
+    b: &[i8],
+    out: &mut [i8],
+    executor: &dyn Executor,
+) -> Result<(), KernelError> {
+    const FAMILY: &str = "mul_i8";
+    StaticCodes { scale: 1.0, zero: how.zero, lo: how.lo, hi: how.hi }.check(FAMILY)?;
+    crate::gemm_i8::check_zero(FAMILY, how.a_zero)?;
+    crate::gemm_i8::check_zero(FAMILY, how.b_zero)?;
+    KernelError::check(FAMILY, "length of the first input", a.len(), out.len())?;
+    if out.is_empty() {
+        return Ok(());
+    }
+    if b.is_empty() || !a.len().is_multiple_of(b.len()) {
+        return Err(KernelError::Value {
+            kernel: FAMILY,
+            what: "the second input does not divide the first",
+        });
+    }
+    let rows = TASK_ELEMENTS.div_ceil(b.len());
+    for_each_chunk(executor, out, rows * b.len(), |index, out| {
+        let a = &a[index * rows * b.len()..][..out.len()];
+        isa.run(Mul { how, a, b, out });
+    });
+    Ok(())
+}
+
+struct Mul<'a> {
+    how: MulI8,
+    a: &'a [i8],
+    b: &'a [i8],
+    out: &'a mut [i8],
+}
+
+impl SimdOp for Mul<'_> {
+    type Output = ();
+
+    #[inline(always)]
+    fn run<S: Simd>(self, s: S) {
+        let how = self.how;
+        let (lo, hi) = (s.splat((how.lo - how.zero) as f32), s.splat((how.hi - how.zero) as f32));
+        let (a_zero, b_zero, zero) = (s.splat_i(how.a_zero), s.splat_i(how.b_zero), s.splat_i(how.zero));
+        let scale = s.splat(how.scale);
+        let width = self.b.len();
+        for (a, out) in self.a.chunks_exact(width).zip(self.out.chunks_exact_mut(width)) {
+            for at in (0..width).step_by(S::LANES) {
+                let count = S::LANES.min(width - at);
+                // SAFETY: `count` elements are left in all three rows, which are equally long.
+                unsafe {
+                    let a = s.to_float(s.sub_i(s.load_i8(a.as_ptr().add(at), count), a_zero));
+                    let b = s.to_float(s.sub_i(s.load_i8(self.b.as_ptr().add(at), count), b_zero));
+                    // The product of two such integers is below 2^17: exact.
+                    let value = s.mul(s.mul(a, b), scale);
+                    let code = s.round_away(s.at_most(s.at_least(value, lo), hi));
+                    s.store_i8(out.as_mut_ptr().add(at), count, s.add_i(code, zero));
+                }
+            }
+        }
+    }
 }
 
 /// Copies rows of `columns` codes from one matrix to a part of another, through a table if the scales differ: one input
@@ -364,7 +530,7 @@ mod tests {
         let table = TableI8::of_real(0.1, 4, to, |x| x.tanh());
         let codes: Vec<i8> = (-128..=127).collect();
         let mut out = vec![0; 256];
-        lookup_i8(&table, &codes, &mut out, &Serial).unwrap();
+        lookup_i8(VectorIsa::Portable, &table, &codes, &mut out, &Serial).unwrap();
         for (&code, &got) in codes.iter().zip(&out) {
             let real = ((f32::from(code) - 4.0) * 0.1).tanh();
             let want = ((real / 0.02).round() as i32 - 3).clamp(-127, 127);
@@ -373,7 +539,40 @@ mod tests {
         let same = StaticCodes { scale: 0.5, zero: 7, lo: -128, hi: 127 };
         let identity = TableI8::rescale(0.5, 7, same);
         assert!(codes.iter().all(|&code| identity.get(code) == code));
-        assert!(lookup_i8(&table, &codes, &mut out[1..], &Serial).is_err());
+        assert!(lookup_i8(VectorIsa::Portable, &table, &codes, &mut out[1..], &Serial).is_err());
+    }
+
+    #[test]
+    fn tables_and_products_are_those_of_the_formulas_on_every_instruction_set() {
+        let mut rng = Rng::new(7);
+        let table = TableI8::new(|code| code.wrapping_mul(37).wrapping_add(11));
+        let same = TableI8::new(|code| code);
+        assert_eq!(table.then(&same), table);
+        let how = MulI8 { scale: 0.0173, a_zero: -3, b_zero: 120, zero: 7, lo: -128, hi: 127 };
+        for &len in SIZES {
+            let codes = rng.bytes_i8(len);
+            let all: Vec<i8> = codes.iter().copied().chain(-128..=127).collect();
+            crate::for_each_vector_isa!(|isa| {
+                let mut out = Guarded::new(all.len(), 0, 3);
+                lookup_i8(isa, &table, &all, out.get_mut(), &Serial).unwrap();
+                out.check();
+                assert!(all.iter().zip(out.get()).all(|(&x, &y)| table.get(x) == y), "{isa:?}");
+                if len == 0 {
+                    continue;
+                }
+                let a = Rng::new(9).bytes_i8(3 * len);
+                let mut out = Guarded::new(3 * len, 0, 3);
+                mul_i8(isa, how, &a, &codes, out.get_mut(), &ScopedThreads(2)).unwrap();
+                out.check();
+                for (i, &got) in out.get().iter().enumerate() {
+                    assert_eq!(got, how.reference(a[i], codes[i % len]), "{isa:?}");
+                }
+                assert!(
+                    mul_i8(isa, how, &a[1..], &codes, &mut vec![0; 3 * len - 1], &Serial).is_err()
+                        || len == 1
+                );
+            });
+        }
     }
 
     #[test]

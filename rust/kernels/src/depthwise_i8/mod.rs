@@ -88,6 +88,25 @@ impl PackedDepthwiseI8 {
         Ok(Self { data, init, channels, window: [kh, kw], kernel: kernel.name() })
     }
 
+    /// Adds an integer to every sum of each channel: a bias in units of the products. The caller vouches that no sum
+    /// leaves 32 bits; [`MOST_OFFSET`](Self::MOST_OFFSET) with at most 32768 taps cannot.
+    ///
+    /// # Errors
+    /// [`KernelError`] if the length is not that of the channels or an offset is larger than the bound.
+    pub fn add_offsets(&mut self, offsets: &[i32]) -> Result<(), KernelError> {
+        KernelError::check(FAMILY, "length of the offsets", offsets.len(), self.channels)?;
+        if offsets.iter().any(|offset| offset.unsigned_abs() > Self::MOST_OFFSET) {
+            return Err(KernelError::Value { kernel: FAMILY, what: "an offset is larger than 2^30" });
+        }
+        for (start, offset) in self.init.iter_mut().zip(offsets) {
+            *start = start.wrapping_add(*offset);
+        }
+        Ok(())
+    }
+
+    /// Largest magnitude of an offset.
+    pub const MOST_OFFSET: u32 = 1 << 30;
+
     /// Channels.
     pub fn channels(&self) -> usize {
         self.channels

@@ -1,6 +1,7 @@
 //! What happens to integer sums before they are stored, as data.
 
 use crate::elementwise::{Binary, Broadcast, Unary, binary_in_place, unary_in_place};
+use crate::elementwise_i8::{AddI8, TableI8};
 use crate::epilogue::{Epilogue, strided_len};
 use crate::error::KernelError;
 use crate::simd::{Simd, SimdOp, VectorIsa};
@@ -119,8 +120,9 @@ pub(crate) fn check_rows(
 
 /// From sums to codes.
 ///
-/// `out = clamp(round(acc * scale + bias [+ (r - residual.zero) * residual.scale]) + zero, lo, hi)`, rounding half away
-/// from zero. Every step is one `f32` operation, rounded to nearest even, in the order written.
+/// `code = clamp(round(acc * scale + bias) + zero, lo, hi)`, rounding half away from zero. Every step is one `f32`
+/// operation, rounded to nearest even, in the order written. Then, if asked for, `code = residual.how(code, r)` by the
+/// formula of [`AddI8`], and last `code = table[code]`: what separate operators would compute, bit for bit.
 ///
 /// For a convolution with real scales this is the arithmetic of MNN's offline int8 models, with `scale[c] = scale_in *
 /// weight_scale[c] / scale_out` and `bias[c] = real_bias[c] / scale_out`; a fused ReLU is `lo = zero`.
@@ -136,8 +138,10 @@ pub struct Requantize<'a> {
     pub lo: i32,
     /// Largest code.
     pub hi: i32,
-    /// Codes to be added.
+    /// Codes to be added to the codes.
     pub residual: Option<ResidualI8<'a>>,
+    /// A function of the codes.
+    pub table: Option<&'a TableI8>,
 }
 
 /// The int8 tensor that a [`Requantize`] adds.
@@ -147,10 +151,8 @@ pub struct ResidualI8<'a> {
     pub data: &'a [i8],
     /// Elements between rows.
     pub row_stride: usize,
-    /// Its scale over the scale of the output.
-    pub scale: f32,
-    /// Its zero point.
-    pub zero: i32,
+    /// The sum: `a` is the code so far (`a_zero` the [`zero`](Requantize::zero) of the product), `b` that of `data`.
+    pub how: AddI8,
 }
 
 /// The `scale` and `bias` of a [`Requantize`] from real scales: `scale_in * weight_scale[c] / scale_out` and
@@ -180,7 +182,7 @@ pub fn requantize_parameters(
 impl<'a> Requantize<'a> {
     /// All codes but -128 as results, no bias, no residual.
     pub fn new(scale: &'a [f32], bias: Option<&'a [f32]>, zero: i32) -> Self {
-        Self { scale, bias, zero, lo: -127, hi: 127, residual: None }
+        Self { scale, bias, zero, lo: -127, hi: 127, residual: None, table: None }
     }
 
     pub(crate) fn check(&self, kernel: &'static str, m: usize, n: usize) -> Result<(), KernelError> {
@@ -196,7 +198,7 @@ impl<'a> Requantize<'a> {
             });
         }
         if let Some(residual) = self.residual {
-            super::check_zero(kernel, residual.zero)?;
+            residual.how.check(kernel)?;
             KernelError::check_least(kernel, "row stride of the residual", residual.row_stride, n)?;
             let needed = strided_len(kernel, m, n, residual.row_stride)?;
             KernelError::check_least(kernel, "length of the residual", residual.data.len(), needed)?;
@@ -220,10 +222,11 @@ impl<'a> Requantize<'a> {
         if let Some(bias) = self.bias {
             value += bias[column];
         }
+        let mut code = (value.round() as i32).saturating_add(self.zero).clamp(self.lo, self.hi) as i8;
         if let Some(r) = self.residual {
-            value += (i32::from(r.data[row * r.row_stride + column]) - r.zero) as f32 * r.scale;
+            code = r.how.reference(code, r.data[row * r.row_stride + column]);
         }
-        (value.round() as i32).saturating_add(self.zero).clamp(self.lo, self.hi) as i8
+        self.table.map_or(code, |table| table.get(code))
     }
 }
 
@@ -333,6 +336,12 @@ impl SharedOutput<'_> {
                 Self::Int8(to, stride, how) => {
                     let to = to.add(tile.row * stride + tile.column);
                     isa.run(FinishI8 { how, tile, acc, pitch, to, stride });
+                    if let Some(table) = how.table {
+                        for i in 0..tile.rows {
+                            let line = std::slice::from_raw_parts_mut(to.add(i * stride), tile.columns);
+                            table.apply(isa, line);
+                        }
+                    }
                 }
             }
         }
@@ -388,15 +397,19 @@ impl FinishI8<'_> {
             // `Requantize::check` covered the residual.
             unsafe {
                 let sums = load_sums(s, acc.add(i * pitch + j), count);
-                let mut value = s.add(s.mul(s.to_float(sums), scale), bias);
-                if RESIDUAL && let Some(r) = how.residual {
-                    let from = r.data.as_ptr().add((tile.row + i) * r.row_stride + tile.column + j);
-                    let codes = s.sub_i(s.load_i8(from, count), s.splat_i(r.zero));
-                    value = s.add(value, s.mul(s.to_float(codes), s.splat(r.scale)));
-                }
+                let value = s.add(s.mul(s.to_float(sums), scale), bias);
                 // The bounds are integers, so clamping commutes with rounding.
                 let value = s.at_most(s.at_least(value, lo), hi);
-                s.store_i8(to.add(i * stride + j), count, s.add_i(s.round_away(value), zero));
+                let to = to.add(i * stride + j);
+                let code = s.round_away(value);
+                if RESIDUAL && let Some(r) = how.residual {
+                    let from = r.data.as_ptr().add((tile.row + i) * r.row_stride + tile.column + j);
+                    let a = s.add_i(code, s.splat_i(how.zero - r.how.a_zero));
+                    let code = r.how.sum(s, a, s.load_i8(from, count));
+                    s.store_i8(to, count, code);
+                } else {
+                    s.store_i8(to, count, s.add_i(code, zero));
+                }
             }
         }
     }

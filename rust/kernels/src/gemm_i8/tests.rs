@@ -2,6 +2,7 @@
 
 use super::*;
 use crate::elementwise::Unary;
+use crate::elementwise_i8::{AddI8, TableI8};
 use crate::parallel::{Executor, ScopedThreads, Serial};
 use crate::testing::{Guarded, Rng, assert_close};
 use crate::{Epilogue, KernelError, Residual};
@@ -146,7 +147,8 @@ fn requantized_codes_are_those_of_the_formula_on_every_kernel() {
     for (zero, lo, hi) in
         [(0, -127, 127), (-128, -128, 127), (-5, -5, 127), (100, -128, 110), (127, 127, 127)]
     {
-        for with in 0..4 {
+        let table = TableI8::new(|code| code.wrapping_mul(5));
+        for with in 0..8 {
             let requantize = Requantize {
                 bias: (with & 1 != 0).then_some(&bias[..]),
                 lo,
@@ -154,9 +156,17 @@ fn requantized_codes_are_those_of_the_formula_on_every_kernel() {
                 residual: (with & 2 != 0).then_some(ResidualI8 {
                     data: &residual,
                     row_stride: n + 1,
-                    scale: 0.37,
-                    zero: 11,
+                    how: AddI8 {
+                        a_scale: 0.7,
+                        a_zero: 3,
+                        b_scale: 0.37,
+                        b_zero: 11,
+                        zero: -9,
+                        lo: -9,
+                        hi: 120,
+                    },
                 }),
+                table: (with & 4 != 0).then_some(&table),
                 ..Requantize::new(&scale, None, zero)
             };
             let case = Case { zero: 7, gap: 2, ..Case::new(m, n, k) };
