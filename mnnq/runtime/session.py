@@ -281,7 +281,7 @@ class InferenceSession:
         if run_options is not None:
             msg = f"{run_options!r}, wanted None"
             raise ConfigError(msg, key="run_options")
-        feeds = {name: self._feed(name, value) for name, value in input_feed.items()}
+        feeds = {name: self.feed(name, value) for name, value in input_feed.items()}
         names = None if output_names is None or not len(output_names) else list(output_names)
         outputs = self._session.run(names, feeds)
         return self._as_declared(names, outputs)
@@ -307,7 +307,7 @@ class InferenceSession:
         -------
         The outputs.
         """
-        feeds = {name: self._feed(name, value) for name, value in input_feed.items()}
+        feeds = {name: self.feed(name, value) for name, value in input_feed.items()}
         names = None if output_names is None or not len(output_names) else list(output_names)
         return self._as_declared(names, self._session.observe(names, feeds, observer))
 
@@ -327,8 +327,14 @@ class InferenceSession:
         spec = self._source.get(name)
         return spec.dtype if spec is not None and spec.dtype in _TYPES else None
 
-    def _feed(self, name: str, value: npt.ArrayLike) -> npt.NDArray[Any]:
-        """`value` as an array that the runtime can read in place."""
+    def feed(self, name: str, value: npt.ArrayLike) -> npt.NDArray[Any]:
+        """Return `value` as the array that the runtime reads for an input: checked, integers as 32 bits, contiguous.
+
+        Raises
+        ------
+        InputError
+            Its type is not that of the input, or a number does not fit.
+        """
         array = np.asarray(value)
         wanted = self._inputs.get(name, (None, None))[0]
         if wanted == "int32" and array.dtype.kind in "biu" and array.dtype != np.int32:
