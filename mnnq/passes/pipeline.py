@@ -14,6 +14,7 @@ from typing import TypeVar
 from mnnq.ir.graph import Graph
 from mnnq.ir.model import Model
 from mnnq.passes.dead_ops import merge_duplicate_ops, remove_dead_ops
+from mnnq.passes.expand_fourier import expand_fourier
 from mnnq.passes.expand_quantized import expand_quantized
 from mnnq.passes.fold_constants import fold_constants
 from mnnq.passes.fuse_activation import fuse_activation
@@ -39,6 +40,7 @@ _FOLDING: tuple[Callable[[Graph], int], ...] = (
     infer_shapes,
     fold_constants,
     normalize,
+    expand_fourier,
     remove_dead,
     simplify,
 )

@@ -133,7 +133,7 @@ class Lowering:
         """Rank of a value; raises `Unsupported` when it is unknown."""
         shape = self.shape(name)
         if shape is None:
-            msg = f"the rank of {name!r} is unknown and needed"
+            msg = f"the rank of {name!r} is unknown and needed: give the input shapes"
             raise Unsupported(msg)
         return len(shape)
 

@@ -170,7 +170,7 @@ def _place_results(b: Lowering, node: Node, stacks: list[str], count: int) -> No
         if axis:
             shape = b.shape(out) or b.shape(stack)
             if shape is None:
-                msg = f"the rank of {out!r} is unknown and needed"
+                msg = f"the rank of {out!r} is unknown and needed: give the input shapes"
                 raise Unsupported(msg)
             rank = len(shape)
             at = dims.normal_axis(int(axis), rank)
