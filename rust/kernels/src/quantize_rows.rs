@@ -16,7 +16,8 @@ const TASK_ELEMENTS: usize = 1 << 15;
 /// A range below this counts as empty; the codes are then multiples of a scale of 1.
 const SMALLEST_RANGE: f32 = 1e-7;
 
-/// How the codes of a range of values are chosen. `x` is represented by `scale * q + offset`.
+/// How the codes of a range of values are chosen. `x` is represented by `scale * q + offset`. `round` takes halves to
+/// even, except for `zero`, which is rounded away from zero.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum RowScheme {
     /// `scale = max |x| / 127`, `q = round(x / scale)` in `-127..=127`, no offset.
@@ -159,45 +160,91 @@ pub fn quantize_rows(
         offsets.iter_mut().for_each(|offset| *offset = p.offset);
     }
     let has = (!offsets.is_empty(), !sums.is_empty());
-    let (codes, scales, offsets, sums) = (
-        SharedOut(codes.as_mut_ptr()),
-        SharedOut(scales.as_mut_ptr()),
-        SharedOut(offsets.as_mut_ptr()),
-        SharedOut(sums.as_mut_ptr()),
-    );
+    let job = Job {
+        how,
+        x,
+        x_stride,
+        k,
+        tensor,
+        blocks,
+        codes: SharedOut(codes.as_mut_ptr()),
+        row_stride,
+        scales: SharedOut(scales.as_mut_ptr()),
+        offsets: has.0.then(|| SharedOut(offsets.as_mut_ptr())),
+        sums: has.1.then(|| SharedOut(sums.as_mut_ptr())),
+    };
     for_each_task(executor, tasks, (0..executor.threads()).map(|_| ()), |task, ()| {
-        for i in task * rows_per_task..((task + 1) * rows_per_task).min(m) {
-            let p = tensor.unwrap_or_else(|| parameters(how.scheme, isa.run(Range(row(i)))));
-            // SAFETY: `check` made sure that the outputs hold `m` rows; each row is written by one task.
-            let (codes, mut sums) = unsafe {
-                if tensor.is_none() {
-                    *scales.get().add(i) = p.scale;
-                    if has.0 {
-                        *offsets.get().add(i) = p.offset;
-                    }
-                }
-                let codes = std::slice::from_raw_parts_mut(codes.get().add(i * row_stride), k);
-                let sums = has.1.then(|| std::slice::from_raw_parts_mut(sums.get().add(i * blocks), blocks));
-                (codes, sums)
-            };
-            let block = if how.block == 0 { k.max(1) } else { how.block };
-            let parts = row(i).chunks(block).zip(codes.chunks_mut(block));
-            if k == 0
-                && let Some(sums) = &mut sums
-            {
-                sums.fill(0);
-            }
-            for (index, (x, codes)) in parts.enumerate() {
-                let sum = isa.run(Codes { p, x, codes });
-                if let Some(sums) = &mut sums {
-                    sums[index] = sum;
-                }
-            }
-        }
+        let rows = task * rows_per_task..((task + 1) * rows_per_task).min(m);
+        isa.run(QuantizeRows { job: &job, rows });
     });
     Ok(())
 }
 
+/// A checked call of [`quantize_rows`].
+struct Job<'a> {
+    how: RowQuantizer,
+    x: &'a [f32],
+    x_stride: usize,
+    k: usize,
+    /// The parameters of all rows, if they share them; scale and offset are then written already.
+    tensor: Option<Parameters>,
+    blocks: usize,
+    codes: SharedOut<i8>,
+    row_stride: usize,
+    scales: SharedOut<f32>,
+    offsets: Option<SharedOut<f32>>,
+    sums: Option<SharedOut<i32>>,
+}
+
+struct QuantizeRows<'a, 'b> {
+    job: &'a Job<'b>,
+    rows: std::ops::Range<usize>,
+}
+
+impl SimdOp for QuantizeRows<'_, '_> {
+    type Output = ();
+
+    #[inline(always)]
+    fn run<S: Simd>(self, s: S) {
+        let job = self.job;
+        let k = job.k;
+        let block = if job.how.block == 0 { k.max(1) } else { job.how.block };
+        for i in self.rows {
+            let x = &job.x[i * job.x_stride..i * job.x_stride + k];
+            let p = match job.tensor {
+                Some(p) => p,
+                None => parameters(job.how.scheme, Range(x).run(s)),
+            };
+            // SAFETY: `check` made sure that the outputs hold `m` rows; each row is written by one task.
+            let codes = unsafe {
+                if job.tensor.is_none() {
+                    *job.scales.get().add(i) = p.scale;
+                    if let Some(offsets) = job.offsets {
+                        *offsets.get().add(i) = p.offset;
+                    }
+                }
+                std::slice::from_raw_parts_mut(job.codes.get().add(i * job.row_stride), k)
+            };
+            let mut index = i * job.blocks;
+            if k == 0
+                && let Some(sums) = job.sums
+            {
+                // SAFETY: as above; a row without codes has one sum.
+                unsafe { *sums.get().add(index) = 0 };
+            }
+            for (x, codes) in x.chunks(block).zip(codes.chunks_mut(block)) {
+                let sum = Codes { p, x, codes }.run(s);
+                if let Some(sums) = job.sums {
+                    // SAFETY: as above, with `blocks` sums per row.
+                    unsafe { *sums.get().add(index) = sum };
+                }
+                index += 1;
+            }
+        }
+    }
+}
+
+#[inline(always)]
 pub(crate) fn parameters(scheme: RowScheme, (lo, hi): (f32, f32)) -> Parameters {
     // No value at all (or only NaN) leaves the range empty.
     if lo > hi { Parameters::new(scheme, 0.0, 0.0) } else { Parameters::new(scheme, lo, hi) }
@@ -236,30 +283,45 @@ impl SimdOp for Range<'_> {
     #[inline(always)]
     fn run<S: Simd>(self, s: S) -> (f32, f32) {
         let x = self.0;
-        let mut low = [s.splat(f32::INFINITY); 4];
-        let mut high = [s.splat(f32::NEG_INFINITY); 4];
+        let (mut low, mut high) = ([s.splat(f32::INFINITY); 4], [s.splat(f32::NEG_INFINITY); 4]);
         // Comparisons with NaN are false, so NaN changes nothing.
         let mut at = 0;
-        while at + S::LANES <= x.len() {
-            let slots = if at + 4 * S::LANES <= x.len() { 4 } else { 1 };
-            for slot in 0..slots {
+        while at + 4 * S::LANES <= x.len() {
+            for slot in 0..4 {
                 let v = s.load_slice(&x[at + slot * S::LANES..]);
                 low[slot] = s.select(s.lt(v, low[slot]), v, low[slot]);
                 high[slot] = s.select(s.lt(high[slot], v), v, high[slot]);
             }
-            at += slots * S::LANES;
+            at += 4 * S::LANES;
+        }
+        while at + S::LANES <= x.len() {
+            let v = s.load_slice(&x[at..]);
+            low[0] = s.select(s.lt(v, low[0]), v, low[0]);
+            high[0] = s.select(s.lt(high[0], v), v, high[0]);
+            at += S::LANES;
         }
         let (mut lo, mut hi) = (f32::INFINITY, f32::NEG_INFINITY);
-        for slot in 0..4 {
-            let (l, h) = (s.lanes(low[slot]), s.lanes(high[slot]));
-            for lane in 0..S::LANES {
-                lo = lo.min(l[lane]);
-                hi = hi.max(h[lane]);
+        if at > 0 {
+            for slot in 1..4 {
+                low[0] = s.select(s.lt(low[slot], low[0]), low[slot], low[0]);
+                high[0] = s.select(s.lt(high[0], high[slot]), high[slot], high[0]);
             }
+            // The lanes by halves, the high ones negated: one reduction for both.
+            let (mut l, h) = (s.lanes(low[0]), s.lanes(s.neg(high[0])));
+            let mut n = h;
+            let mut width = S::LANES;
+            while width > 1 {
+                width /= 2;
+                for i in 0..width {
+                    l[i] = if l[i + width] < l[i] { l[i + width] } else { l[i] };
+                    n[i] = if n[i + width] < n[i] { n[i + width] } else { n[i] };
+                }
+            }
+            (lo, hi) = (l[0], -n[0]);
         }
         for &v in &x[at..] {
-            lo = lo.min(v);
-            hi = hi.max(v);
+            lo = if v < lo { v } else { lo };
+            hi = if hi < v { v } else { hi };
         }
         (lo, hi)
     }
@@ -279,28 +341,63 @@ impl SimdOp for Codes<'_> {
     fn run<S: Simd>(self, s: S) -> i32 {
         let Self { p, x, codes } = self;
         assert_eq!(x.len(), codes.len());
-        let (lo, hi) = (s.splat((p.lowest - p.zero) as f32), s.splat((127 - p.zero) as f32));
-        let (minimum, inverse, shift) = (s.splat(p.minimum), s.splat(p.inverse), s.splat(p.shift));
-        let zero = s.splat_i(p.zero);
+        let line = Line::new(s, p);
         let mut sums = s.splat_i(0);
-        let mut at = 0;
-        while at < x.len() {
-            let count = S::LANES.min(x.len() - at);
-            let v = s.load_tail(&x[at..]);
-            let v = s.add(s.mul(s.sub(v, minimum), inverse), shift);
-            let v = s.select(s.eq(v, v), v, s.splat(0.0));
-            let v = s.add_i(s.round_away(s.at_most(s.at_least(v, lo), hi)), zero);
-            // SAFETY: `count` codes are left, as many as values.
-            unsafe { s.store_i8(codes.as_mut_ptr().add(at), count, v) };
-            if count == S::LANES {
-                sums = s.add_i(sums, v);
-            }
-            at += S::LANES;
+        let whole = x.len() - x.len() % S::LANES;
+        for at in (0..whole).step_by(S::LANES) {
+            let v = line.codes(s, s.load_slice(&x[at..]));
+            // SAFETY: there are as many codes as values.
+            unsafe { s.store_i8(codes.as_mut_ptr().add(at), S::LANES, v) };
+            sums = s.add_i(sums, v);
         }
-        let lanes = s.lanes(s.as_float(sums));
-        let tail = &codes[x.len() - x.len() % S::LANES..];
-        lanes[..S::LANES].iter().map(|lane| lane.to_bits() as i32).sum::<i32>()
-            + tail.iter().map(|&code| i32::from(code)).sum::<i32>()
+        let mut sum = 0;
+        if whole > 0 {
+            let lanes = s.lanes(s.as_float(sums));
+            for lane in 0..S::LANES {
+                sum += lanes[lane].to_bits() as i32;
+            }
+        }
+        if whole < x.len() {
+            let count = x.len() - whole;
+            let v = line.codes(s, s.load_tail(&x[whole..]));
+            // SAFETY: `count` codes are left, as many as values.
+            unsafe { s.store_i8(codes.as_mut_ptr().add(whole), count, v) };
+            for &code in &codes[whole..] {
+                sum += i32::from(code);
+            }
+        }
+        sum
+    }
+}
+
+/// [`Parameters`] in vectors.
+struct Line<S: Simd> {
+    lo: S::F,
+    hi: S::F,
+    minimum: S::F,
+    inverse: S::F,
+    shift: S::F,
+    zero: S::I,
+}
+
+impl<S: Simd> Line<S> {
+    #[inline(always)]
+    fn new(s: S, p: Parameters) -> Self {
+        Self {
+            lo: s.splat((p.lowest - p.zero) as f32),
+            hi: s.splat((127 - p.zero) as f32),
+            minimum: s.splat(p.minimum),
+            inverse: s.splat(p.inverse),
+            shift: s.splat(p.shift),
+            zero: s.splat_i(p.zero),
+        }
+    }
+
+    #[inline(always)]
+    fn codes(&self, s: S, x: S::F) -> S::I {
+        let v = s.add(s.mul(s.sub(x, self.minimum), self.inverse), self.shift);
+        let v = s.select(s.eq(v, v), v, s.splat(0.0));
+        s.add_i(s.to_int(s.at_most(s.at_least(v, self.lo), self.hi)), self.zero)
     }
 }
 
@@ -426,7 +523,7 @@ mod tests {
     fn reference(p: Parameters, x: f32) -> i8 {
         let v = (x - p.minimum) * p.inverse + p.shift;
         let v = if v.is_nan() { 0.0 } else { v.clamp(-1e6, 1e6) };
-        (v.round() as i32 + p.zero).clamp(p.lowest, 127) as i8
+        (v.round_ties_even() as i32 + p.zero).clamp(p.lowest, 127) as i8
     }
 
     #[test]

@@ -256,7 +256,9 @@ mod tests {
             (Window::new(5, 1, 4), Window::new(7, 3, 6)),
         ];
         for (vertical, horizontal) in windows {
-            for (channels, groups, blocks) in [(1, 1, 1), (3, 1, 1), (40, 1, 1), (8, 2, 1), (24, 1, 3), (32, 2, 2)] {
+            for (channels, groups, blocks) in
+                [(1, 1, 1), (3, 1, 1), (40, 1, 1), (8, 2, 1), (24, 1, 3), (32, 2, 2)]
+            {
                 let g = Sliding::new([2, 6, 7, channels], vertical, horizontal).unwrap();
                 let input = Rng::new(5).floats(2 * 6 * 7 * channels, -1.0, 2.0);
                 let per_group = channels / groups;

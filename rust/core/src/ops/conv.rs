@@ -14,8 +14,8 @@ use mnnq_kernels::{Epilogue as KernelEpilogue, Residual};
 use super::conv_int8::{IntConv, IntQuant};
 use super::conv_stored::{StoredConv, StoredWeights};
 use super::conv_weights::{ConvCommon, bias, kernel_epilogue, weights};
-use super::dynamic::cost::Layer;
-use super::dynamic::{IntegerConv, DynamicWeights, QuantizedRows, shared_rows};
+use super::dynamic::cost::{Layer, WORTH};
+use super::dynamic::{DynamicWeights, IntegerConv, QuantizedRows, shared_rows};
 use super::epilogue::Epilogue;
 use super::error::{OpError, OpResult};
 use super::operator::{Facts, InferResult, Kernel, Layouts, Operator, PrepareContext, StepIo};
@@ -102,8 +102,8 @@ impl Form {
                 if !DynamicWeights::fits(quantized, channels, groups, common.taps()) {
                     return (Self::Stored, String::new());
                 }
-                let ratio = Layer::of(quantized, channels, groups).ratio();
-                let integers = ratio < 1.0 || options.dynamic != DynamicMode::Auto;
+                let ratio = Layer::of(quantized, channels, groups, common.kernel).ratio();
+                let integers = ratio <= WORTH || options.dynamic != DynamicMode::Auto;
                 let note = format!(", int8 estimated at {ratio:.2} of float");
                 return (if integers { Self::Dynamic } else { Self::Float }, note);
             }
@@ -230,7 +230,11 @@ impl Operator for Conv {
         }))
     }
 
-    fn quantized_input(&self, inputs: &Facts<'_>, options: &SessionOptions) -> OpResult<Option<QuantizedRows>> {
+    fn quantized_input(
+        &self,
+        inputs: &Facts<'_>,
+        options: &SessionOptions,
+    ) -> OpResult<Option<QuantizedRows>> {
         if self.form != Form::Dynamic {
             return Ok(None);
         }

@@ -295,7 +295,11 @@ pub trait Operator: Send + Sync {
     ///
     /// # Errors
     /// [`OpError`] if the operator cannot run on these inputs.
-    fn quantized_input(&self, inputs: &Facts<'_>, options: &SessionOptions) -> OpResult<Option<QuantizedRows>> {
+    fn quantized_input(
+        &self,
+        inputs: &Facts<'_>,
+        options: &SessionOptions,
+    ) -> OpResult<Option<QuantizedRows>> {
         let _ = (inputs, options);
         Ok(None)
     }

@@ -262,7 +262,13 @@ impl Lowering<'_> {
     }
 
     /// The quantized copy of a tensor, made where it is first wanted.
-    fn quantized(&mut self, source: Physical, how: QuantizedRows, desc: TensorDesc, name: String) -> Physical {
+    fn quantized(
+        &mut self,
+        source: Physical,
+        how: QuantizedRows,
+        desc: TensorDesc,
+        name: String,
+    ) -> Physical {
         let same = |(from, as_how, _): &&(Physical, QuantizedRows, Physical)| {
             from.storage == source.storage && from.offset == source.offset && *as_how == how
         };

@@ -105,8 +105,7 @@ impl IntegerConv {
 
     fn epilogue<'a>(&'a self, residual: Option<(&'a [f32], Unary)>, first: usize) -> KernelEpilogue<'a> {
         let n = self.weights.columns();
-        let residual =
-            residual.map(|(data, then)| Residual { data, row_stride: self.bias.len(), then });
+        let residual = residual.map(|(data, then)| Residual { data, row_stride: self.bias.len(), then });
         KernelEpilogue {
             scale: None,
             bias: Some(&self.bias[first..first + n]),
@@ -219,8 +218,7 @@ impl Job<'_> {
             };
             let to = RowCodes { codes, row_stride: k, scales, offsets, sums };
             windows.quantize(kernels().elementwise_f32, first..first + rows, to)?;
-            let residual =
-                self.residual.map(|(data, then)| (&data[first * channels + group * n..], then));
+            let residual = self.residual.map(|(data, then)| (&data[first * channels + group * n..], then));
             let epilogue = conv.epilogue(residual, group * n);
             let rows = Codes { codes, scales, offsets, sums };
             let target = (&mut out[group * n..], channels);

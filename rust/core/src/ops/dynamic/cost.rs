@@ -4,8 +4,12 @@
 //!
 //! ```text
 //! float:   k n / float_products + n / float_stores
-//! integer: k n / int_products + k / codes + n / int_stores [+ blocks n / scales]
+//! integer: k n / int_products + k / codes + n / int_stores [+ blocks n / scales] + row [+ runs run + taps pixel]
 //! ```
+//!
+//! `row` is what finding a range costs however short a row is; windows with several taps are quantized in `runs` of
+//! neighbouring values, and their range is that of their pixels. A layer runs in integers if that is estimated to take
+//! at most [`WORTH`] of the time: what is gained by less is lost in the step that quantizes, which touches memory again.
 //!
 //! The number of pixels cancels out but for a single one, where both are bound by reading the weights; integers then
 //! read a quarter or less. Only ratios matter, so that clock rates do not.
@@ -14,6 +18,18 @@ use mnnq_format::QuantizedWeights;
 use mnnq_kernels::cpu::IsaLevel;
 
 use crate::ops::support::kernels;
+
+/// Largest ratio of integers to floats at which integers are chosen.
+pub(crate) const WORTH: f64 = 0.85;
+
+/// Cycles per row for its range, scale and offset.
+const ROW: f64 = 60.0;
+
+/// Cycles per run of values of a window, beyond those of its values.
+const RUN: f64 = 15.0;
+
+/// Cycles per pixel of a window for its range.
+const PIXEL: f64 = 3.0;
 
 /// What a core does per cycle.
 #[derive(Debug, Clone, Copy)]
@@ -37,14 +53,8 @@ struct Rates {
 /// Rates of an instruction set, as measured by `benches/int8_kernels` (rounded down) or, for CPUs not at hand, from the
 /// issue widths of common cores.
 fn rates(level: IsaLevel) -> Rates {
-    let rates = |float_products, int_products, block_products, codes, float_stores, int_stores, scales| Rates {
-        float_products,
-        int_products,
-        block_products,
-        codes,
-        float_stores,
-        int_stores,
-        scales,
+    let rates = |float_products, int_products, block_products, codes, float_stores, int_stores, scales| {
+        Rates { float_products, int_products, block_products, codes, float_stores, int_stores, scales }
     };
     match level {
         IsaLevel::Avx512Vnni | IsaLevel::Avx512Bf16 => rates(14.0, 52.0, 45.0, 1.2, 6.0, 4.0, 5.0),
@@ -70,16 +80,19 @@ pub(crate) struct Layer {
     pub(crate) blocks: usize,
     /// Bits of a weight.
     pub(crate) bits: u8,
+    /// Taps of a window, vertical and horizontal.
+    pub(crate) taps: [usize; 2],
 }
 
 impl Layer {
-    pub(crate) fn of(weights: &QuantizedWeights, channels: usize, groups: usize) -> Self {
+    pub(crate) fn of(weights: &QuantizedWeights, channels: usize, groups: usize, taps: [usize; 2]) -> Self {
         let channels = channels.max(1);
         Self {
             k: weights.codes().len() / channels,
             n: channels / groups.max(1),
             blocks: (weights.rows() / channels).max(1),
             bits: weights.bits(),
+            taps,
         }
     }
 
@@ -102,6 +115,13 @@ impl Layer {
         if blocks {
             integer += self.blocks as f64 * padded(self.n, width) / r.scales;
         }
+        integer += ROW;
+        let [down, across] = self.taps;
+        if down * across > 1 {
+            // One run per line of a window; one per tap if other blocks of channels lie between the taps.
+            let runs = if self.blocks > 1 { self.blocks * down * across } else { down };
+            integer += runs as f64 * RUN + (down * across) as f64 * PIXEL;
+        }
         integer / float
     }
 }
@@ -112,15 +132,19 @@ mod tests {
 
     #[test]
     fn wide_layers_are_faster_in_integers_and_narrow_ones_in_floats() {
-        let layer = |k, n| Layer { k, n, blocks: 1, bits: 8 };
+        let layer = |k, n| Layer { k, n, blocks: 1, bits: 8, taps: [1, 1] };
         if kernels().gemm_i8.level() < IsaLevel::AvxVnni {
             return;
         }
         assert!(layer(768, 768).ratio() < 0.5);
         assert!(layer(4608, 512).ratio() < 0.5);
         assert!(layer(512, 1).ratio() > 1.0);
-        let (fine, coarse) =
-            (Layer { k: 2048, n: 2048, blocks: 64, bits: 4 }, Layer { k: 2048, n: 2048, blocks: 16, bits: 4 });
-        assert!(coarse.ratio() < fine.ratio() && fine.ratio() < 1.0);
+        assert!(layer(32, 16).ratio() > WORTH);
+        let stem = Layer { k: 27, n: 32, taps: [3, 3], ..layer(27, 32) };
+        assert!(stem.ratio() > 1.0);
+        assert!(Layer { taps: [3, 3], ..layer(576, 64) }.ratio() < WORTH);
+        let fine = Layer { blocks: 64, bits: 4, ..layer(2048, 2048) };
+        let coarse = Layer { blocks: 16, ..fine };
+        assert!(coarse.ratio() < fine.ratio() && fine.ratio() < WORTH);
     }
 }

@@ -156,16 +156,7 @@ impl DynamicWeights {
                     epilogue: *epilogue,
                 };
                 let output = Output::Float { data: out, row_stride: stride, dequantize };
-                gemm_i8(
-                    &kernels().gemm_i8,
-                    m,
-                    rows.codes,
-                    self.k,
-                    packed,
-                    output,
-                    scratch,
-                    executor,
-                )?;
+                gemm_i8(&kernels().gemm_i8, m, rows.codes, self.k, packed, output, scratch, executor)?;
             }
             Matrix::Blocks(packed) => {
                 let rows = BlockRows {
@@ -201,7 +192,8 @@ impl DynamicWeights {
             Some(Matrix::Blocks(_)) => kernels().gemm_w4.name(),
             _ => kernels().gemm_i8.name(),
         };
-        let blocks = if self.block < self.k { format!(" in blocks of {}", self.block) } else { String::new() };
+        let blocks =
+            if self.block < self.k { format!(" in blocks of {}", self.block) } else { String::new() };
         format!("{}-bit weights{blocks} {kernel}", self.bits)
     }
 }
