@@ -64,6 +64,15 @@ class Memory(enum.Enum):
     """Quantized weights of dense convolutions stay in their bits and are expanded while running."""
 
 
+class Int8(enum.Enum):
+    """How offline-quantized layers compute where MNN departs from the formulas of its files."""
+
+    EXACT = "exact"
+    """By the formulas."""
+    COMPAT = "compat"
+    """As MNN 3.6.1 on x86-64: maximum pooling compares codes as unsigned bytes, mean pooling rounds down."""
+
+
 def _available_cpus() -> int:
     try:
         return len(os.sched_getaffinity(0))
@@ -81,6 +90,8 @@ class SessionOptions:
         Threads per run, 1 to 1024; by default one per available CPU. Results do not depend on it.
     precision, memory
         Modes; a member or its value (``"low"``).
+    int8
+        Arithmetic of offline-quantized layers: ``"exact"`` or ``"compat"``.
     plan_cache
         Number of sets of input shapes whose plans are kept; the one not used for longest goes first.
     fuse
@@ -90,6 +101,7 @@ class SessionOptions:
     threads: int = field(default_factory=_available_cpus)
     precision: Precision = Precision.NORMAL
     memory: Memory = Memory.NORMAL
+    int8: Int8 = Int8.EXACT
     plan_cache: int = 16
     fuse: bool = True
 
@@ -100,7 +112,7 @@ class SessionOptions:
         if isinstance(self.plan_cache, bool) or self.plan_cache < 1:
             msg = f"{self.plan_cache!r}, wanted 1 or more"
             raise ConfigError(msg, key="plan_cache")
-        for key, kind in (("precision", Precision), ("memory", Memory)):
+        for key, kind in (("precision", Precision), ("memory", Memory), ("int8", Int8)):
             object.__setattr__(self, key, _member(kind, getattr(self, key), key))
 
 
@@ -201,6 +213,7 @@ class InferenceSession:
             threads=self._options.threads,
             precision=self._options.precision.value,
             memory=self._options.memory.value,
+            int8=self._options.int8.value,
             plan_cache=self._options.plan_cache,
             fuse=self._options.fuse,
         )

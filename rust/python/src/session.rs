@@ -2,7 +2,9 @@
 
 use std::path::PathBuf;
 
-use mnnq_core::runtime::{MemoryMode, PrecisionMode, RuntimeError, Session, SessionOptions, TensorInfo};
+use mnnq_core::runtime::{
+    Int8Mode, MemoryMode, PrecisionMode, RuntimeError, Session, SessionOptions, TensorInfo,
+};
 use mnnq_core::tensor::{DType, Element as TensorElement, Layout, Shape, Tensor, TensorDesc, TensorView};
 use numpy::{Element, PyArray1, PyArrayDyn, PyArrayMethods, PyReadonlyArrayDyn, PyUntypedArrayMethods};
 use pyo3::exceptions::{PyMemoryError, PyTypeError};
@@ -38,6 +40,8 @@ fn supported_operators() -> Vec<String> {
 ///     "normal", "high" (sums in double precision) or "low" (float weights stored in half precision).
 /// memory
 ///     "normal", or "low" (quantized weights stay in their bits).
+/// int8
+///     "exact", or "compat" (pooling of int8 tensors as MNN computes it on x86-64).
 /// plan_cache
 ///     Number of input shapes whose plans are kept.
 /// fuse
@@ -51,13 +55,15 @@ struct NativeSession {
 #[pymethods]
 impl NativeSession {
     #[new]
-    #[pyo3(signature = (source, *, threads = 1, precision = "normal", memory = "normal", plan_cache = 16, fuse = true))]
+    #[allow(clippy::too_many_arguments, reason = "keyword arguments of Python")]
+    #[pyo3(signature = (source, *, threads = 1, precision = "normal", memory = "normal", int8 = "exact", plan_cache = 16, fuse = true))]
     fn new(
         py: Python<'_>,
         source: &Bound<'_, PyAny>,
         threads: usize,
         precision: &str,
         memory: &str,
+        int8: &str,
         plan_cache: usize,
         fuse: bool,
     ) -> PyResult<Self> {
@@ -80,7 +86,12 @@ impl NativeSession {
             "low" => MemoryMode::Low,
             other => return Err(unknown("memory", other, "normal or low")),
         };
-        let options = SessionOptions { threads, precision, memory, plan_cache, fuse };
+        let int8 = match int8 {
+            "exact" => Int8Mode::Exact,
+            "compat" => Int8Mode::Compat,
+            other => return Err(unknown("int8", other, "exact or compat")),
+        };
+        let options = SessionOptions { threads, precision, memory, int8, plan_cache, fuse };
         let (session, file) = if let Ok(bytes) = source.cast::<PyBytes>() {
             let bytes = bytes.as_bytes().to_vec();
             (py.detach(|| Session::from_bytes(bytes, options)), None)

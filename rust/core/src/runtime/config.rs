@@ -24,6 +24,17 @@ pub enum MemoryMode {
     Low,
 }
 
+/// How layers of offline-quantized models compute where MNN departs from the formulas of its files.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default)]
+pub enum Int8Mode {
+    /// By the formulas.
+    #[default]
+    Exact,
+    /// As MNN 3.6.1 does on x86-64, whose pooling of codes is different: maxima are those of unsigned bytes, means are
+    /// rounded down.
+    Compat,
+}
+
 /// Options of a session.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct SessionOptions {
@@ -33,6 +44,8 @@ pub struct SessionOptions {
     pub precision: PrecisionMode,
     /// Memory mode.
     pub memory: MemoryMode,
+    /// Arithmetic of offline-quantized layers.
+    pub int8: Int8Mode,
     /// How many plans (one per set of input shapes) are kept; the one not used for longest goes first.
     pub plan_cache: usize,
     /// Whether element-wise operators are fused into the operator before them.
@@ -45,6 +58,7 @@ impl Default for SessionOptions {
             threads: 1,
             precision: PrecisionMode::default(),
             memory: MemoryMode::default(),
+            int8: Int8Mode::default(),
             plan_cache: 16,
             fuse: true,
         }

@@ -13,7 +13,7 @@ mod planner;
 pub mod profile;
 pub mod session;
 
-pub use config::{MemoryMode, PrecisionMode, SessionOptions};
+pub use config::{Int8Mode, MemoryMode, PrecisionMode, SessionOptions};
 pub use error::RuntimeError;
 pub use executor::Executor;
 pub use parallel::Parallel;
