@@ -207,6 +207,7 @@ impl BuildContext<'_> {
             described: outputs.iter().map(|&value| described(value)).collect(),
         };
         let form = placement.form(graph, op_type, main, &inputs, &outputs);
+        let form = placement.settle(form, &inputs);
         match operator(&op_source, self, form) {
             Ok((operator, form)) => {
                 let node = Node { operator, name, op_type: op_type.to_string(), inputs, outputs };

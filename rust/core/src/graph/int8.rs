@@ -25,6 +25,8 @@ pub(super) enum Form {
     Codes,
     /// On floats that lie on the grids of the codes; the output is rounded to its own.
     Rounded,
+    /// On codes if the input is made as codes, else on floats: equal, since nobody reads the output as floats.
+    Table,
     /// Moves codes, after they were brought to the scale of the output. Equal to moving floats, since nobody reads the
     /// output as floats.
     Rescaled,
@@ -176,6 +178,8 @@ pub(super) struct Placement {
     rounded: HashMap<ValueId, ValueId>,
     /// Tensors that exist as codes only, so far.
     missing: HashSet<ValueId>,
+    /// Tensors that are made as codes.
+    native: HashSet<ValueId>,
 }
 
 impl Placement {
@@ -199,7 +203,7 @@ impl Placement {
         for op in ops.iter().rev() {
             let form = this.form(graph, op.op_type, op.main, &op.inputs, &op.outputs);
             let codes: HashSet<ValueId> = match form {
-                Form::Codes | Form::Rescaled => data(op.op_type, &op.inputs).collect(),
+                Form::Codes | Form::Rescaled | Form::Table => data(op.op_type, &op.inputs).collect(),
                 Form::Float | Form::Rounded => HashSet::new(),
             };
             let read = op.inputs.iter().flatten().filter(|value| !codes.contains(value));
@@ -243,8 +247,18 @@ impl Placement {
                 (false, true) => Form::Rescaled,
                 (false, false) => Form::Float,
             },
-            _ if is_function(op_type) && (alone || function_of_codes(op_type, main, same)) => Form::Codes,
+            _ if is_function(op_type) && function_of_codes(op_type, main, same) => Form::Codes,
+            _ if is_function(op_type) && alone => Form::Table,
             _ => Form::Float,
+        }
+    }
+
+    /// [`Form::Table`] decided by what is known of the input while the graph is built.
+    pub(super) fn settle(&self, form: Form, inputs: &[Option<ValueId>]) -> Form {
+        match (form, inputs.first()) {
+            (Form::Table, Some(Some(input))) if self.native.contains(input) => Form::Codes,
+            (Form::Table, _) => Form::Float,
+            _ => form,
         }
     }
 
@@ -274,7 +288,7 @@ impl Placement {
         }
         let outputs = node.outputs.clone();
         match form {
-            Form::Float => graph.nodes.push(node),
+            Form::Float | Form::Table => graph.nodes.push(node),
             Form::Codes | Form::Rescaled => {
                 for output in &mut node.outputs {
                     *output = self.new_codes(graph, *output);
@@ -316,6 +330,7 @@ impl Placement {
         let codes = fresh(graph, String::new());
         self.codes.insert(value, codes);
         self.missing.insert(value);
+        self.native.insert(value);
         codes
     }
 
@@ -330,16 +345,20 @@ impl Placement {
         codes
     }
 
-    /// The codes of a described tensor on another grid.
+    /// The codes of a tensor on another grid; floats are rounded to that grid only.
     fn rescaled(&mut self, graph: &mut Graph, value: ValueId, to: &QuantInfo) -> ValueId {
-        let codes = self.codes(graph, value);
         let from = graph.quant[&value];
         if from.same_grid(to) {
-            return codes;
+            return self.codes(graph, value);
         }
         let rescaled = fresh(graph, format!("{}__rescaled", graph.names[value]));
         graph.coded.insert(rescaled, *to);
-        convert(graph, rescale(&from, to), "rescale", codes, rescaled);
+        if self.native.contains(&value) {
+            let codes = self.codes(graph, value);
+            convert(graph, rescale(&from, to), "rescale", codes, rescaled);
+        } else {
+            convert(graph, quantize(to), "quantize", value, rescaled);
+        }
         rescaled
     }
 
@@ -353,19 +372,13 @@ impl Placement {
 
     /// The tensor as floats on its grid.
     fn rounded(&mut self, graph: &mut Graph, value: ValueId) -> ValueId {
-        let codes = self.codes(graph, value);
-        if self.missing.contains(&value) {
+        if self.native.contains(&value) {
             return self.floats(graph, value);
         }
         if let Some(&rounded) = self.rounded.get(&value) {
             return rounded;
         }
-        let made_of_codes = graph.nodes.iter().any(|node| {
-            node.inputs[..] == [Some(codes)] && node.outputs[..] == [value] && node.op_type == "dequantize"
-        });
-        if made_of_codes {
-            return value;
-        }
+        let codes = self.codes(graph, value);
         let rounded = fresh(graph, format!("{}__rounded", graph.names[value]));
         convert(graph, dequantize(&graph.quant[&value]), "dequantize", codes, rounded);
         self.rounded.insert(value, rounded);
