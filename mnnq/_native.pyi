@@ -360,6 +360,8 @@ class NativeSession:
         "normal", "high" (sums in double precision) or "low" (float weights stored in half precision).
     memory
         "normal", or "low" (quantized weights stay in their bits).
+    int8
+        "exact", or "compat" (pooling of int8 tensors as MNN computes it on x86-64).
     plan_cache
         Number of input shapes whose plans are kept.
     fuse
@@ -374,6 +376,7 @@ class NativeSession:
         precision: str = "normal",
         memory: str = "normal",
         dynamic: str = "auto",
+        int8: str = "exact",
         plan_cache: int = 16,
         fuse: bool = True,
     ) -> NativeSession: ...

@@ -83,6 +83,15 @@ class Dynamic(enum.Enum):
     range where there is only one row."""
 
 
+class Int8(enum.Enum):
+    """How offline-quantized layers compute where MNN departs from the formulas of its files."""
+
+    EXACT = "exact"
+    """By the formulas."""
+    COMPAT = "compat"
+    """As MNN 3.6.1 on x86-64: maximum pooling compares codes as unsigned bytes, mean pooling rounds down."""
+
+
 def _available_cpus() -> int:
     try:
         return len(os.sched_getaffinity(0))
@@ -102,6 +111,8 @@ class SessionOptions:
         Modes; a member or its value (``"low"``).
     dynamic
         Which layers of ``memory="low"`` run in integers; a member of `Dynamic` or its value.
+    int8
+        Arithmetic of offline-quantized layers: ``"exact"`` or ``"compat"``.
     plan_cache
         Number of sets of input shapes whose plans are kept; the one not used for longest goes first.
     fuse
@@ -112,6 +123,7 @@ class SessionOptions:
     precision: Precision = Precision.NORMAL
     memory: Memory = Memory.NORMAL
     dynamic: Dynamic = Dynamic.AUTO
+    int8: Int8 = Int8.EXACT
     plan_cache: int = 16
     fuse: bool = True
 
@@ -122,7 +134,8 @@ class SessionOptions:
         if isinstance(self.plan_cache, bool) or self.plan_cache < 1:
             msg = f"{self.plan_cache!r}, wanted 1 or more"
             raise ConfigError(msg, key="plan_cache")
-        for key, kind in (("precision", Precision), ("memory", Memory), ("dynamic", Dynamic)):
+        kinds = {"precision": Precision, "memory": Memory, "dynamic": Dynamic, "int8": Int8}
+        for key, kind in kinds.items():
             object.__setattr__(self, key, _member(kind, getattr(self, key), key))
 
 
@@ -224,6 +237,7 @@ class InferenceSession:
             precision=self._options.precision.value,
             memory=self._options.memory.value,
             dynamic=self._options.dynamic.value,
+            int8=self._options.int8.value,
             plan_cache=self._options.plan_cache,
             fuse=self._options.fuse,
         )

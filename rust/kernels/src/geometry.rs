@@ -67,13 +67,13 @@ impl Window {
 
     /// Input position of the first tap of an output; negative in the padding.
     #[inline(always)]
-    pub(crate) fn start(&self, output: usize) -> isize {
+    pub fn start(&self, output: usize) -> isize {
         (output * self.stride) as isize - self.pad_begin as isize
     }
 
     /// The taps of an output that lie inside an axis of `len`.
     #[inline(always)]
-    pub(crate) fn valid_taps(&self, output: usize, len: usize) -> Range<usize> {
+    pub fn valid_taps(&self, output: usize, len: usize) -> Range<usize> {
         let start = self.start(output);
         let first = if start >= 0 { 0 } else { start.unsigned_abs().div_ceil(self.dilation) };
         let room = len as isize - start;

@@ -3,7 +3,7 @@
 use std::path::PathBuf;
 
 use mnnq_core::runtime::{
-    DynamicMode, MemoryMode, PrecisionMode, RuntimeError, Session, SessionOptions, TensorInfo,
+    DynamicMode, Int8Mode, MemoryMode, PrecisionMode, RuntimeError, Session, SessionOptions, TensorInfo,
 };
 use mnnq_core::tensor::{DType, Element as TensorElement, Layout, Shape, Tensor, TensorDesc, TensorView};
 use numpy::{Element, PyArray1, PyArrayDyn, PyArrayMethods, PyReadonlyArrayDyn, PyUntypedArrayMethods};
@@ -43,6 +43,8 @@ fn supported_operators() -> Vec<String> {
 /// dynamic
 ///     Which layers of memory "low" run in integers: "auto" (those that are faster so), "always", or "compat" (with
 ///     MNN's rules).
+/// int8
+///     "exact", or "compat" (pooling of int8 tensors as MNN computes it on x86-64).
 /// plan_cache
 ///     Number of input shapes whose plans are kept.
 /// fuse
@@ -56,7 +58,8 @@ struct NativeSession {
 #[pymethods]
 impl NativeSession {
     #[new]
-    #[pyo3(signature = (source, *, threads = 1, precision = "normal", memory = "normal", dynamic = "auto", plan_cache = 16, fuse = true))]
+    #[allow(clippy::too_many_arguments, reason = "keyword arguments of Python")]
+    #[pyo3(signature = (source, *, threads = 1, precision = "normal", memory = "normal", dynamic = "auto", int8 = "exact", plan_cache = 16, fuse = true))]
     fn new(
         py: Python<'_>,
         source: &Bound<'_, PyAny>,
@@ -64,6 +67,7 @@ impl NativeSession {
         precision: &str,
         memory: &str,
         dynamic: &str,
+        int8: &str,
         plan_cache: usize,
         fuse: bool,
     ) -> PyResult<Self> {
@@ -92,7 +96,12 @@ impl NativeSession {
             "compat" => DynamicMode::Compat,
             other => return Err(unknown("dynamic", other, "auto, always or compat")),
         };
-        let options = SessionOptions { threads, precision, memory, dynamic, plan_cache, fuse };
+        let int8 = match int8 {
+            "exact" => Int8Mode::Exact,
+            "compat" => Int8Mode::Compat,
+            other => return Err(unknown("int8", other, "exact or compat")),
+        };
+        let options = SessionOptions { threads, precision, memory, dynamic, int8, plan_cache, fuse };
         let (session, file) = if let Ok(bytes) = source.cast::<PyBytes>() {
             let bytes = bytes.as_bytes().to_vec();
             (py.detach(|| Session::from_bytes(bytes, options)), None)

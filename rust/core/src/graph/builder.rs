@@ -9,8 +9,9 @@ use mnnq_format::schema::{
 };
 use mnnq_format::{Model, blob};
 
+use super::int8::{self, Form, Placement};
 use super::{Graph, GraphInput, Node, ValueId};
-use crate::ops::{OpError, OpSource, QuantInfo, Subgraphs, create_operator, fake_quant};
+use crate::ops::{OpError, OpSource, Operator, QuantInfo, Subgraphs, create_operator};
 use crate::runtime::config::SessionOptions;
 use crate::runtime::error::RuntimeError;
 use crate::runtime::executor::Executor;
@@ -125,13 +126,16 @@ impl BuildContext<'_> {
         for table in source.described {
             describe(&mut graph, table);
         }
+        int8::propagate(&mut graph.quant, source.ops, source.names.len());
+        let mut placement = Placement::new(&graph, source.ops, source.outputs.as_deref());
         for table in source.ops {
-            self.add_op(&mut graph, table, source)?;
+            self.add_op(&mut graph, &mut placement, table, source)?;
         }
         graph.outputs = match &source.outputs {
             Some(outputs) => outputs.clone(),
             None => unconsumed(&graph),
         };
+        placement.finish(&mut graph);
         if let Some(inputs) = &source.inputs {
             order_inputs(&mut graph, inputs)?;
         }
@@ -142,6 +146,7 @@ impl BuildContext<'_> {
     fn add_op(
         &mut self,
         graph: &mut Graph,
+        placement: &mut Placement,
         table: &Table,
         source: &GraphSource<'_>,
     ) -> Result<(), RuntimeError> {
@@ -201,10 +206,12 @@ impl BuildContext<'_> {
             output_quant: outputs.iter().map(|&value| quant(Some(value))).collect(),
             described: outputs.iter().map(|&value| described(value)).collect(),
         };
-        match create_operator(&op_source, self) {
-            Ok(operator) => {
+        let form = placement.form(graph, op_type, main, &inputs, &outputs);
+        let form = placement.settle(form, &inputs);
+        match operator(&op_source, self, form) {
+            Ok((operator, form)) => {
                 let node = Node { operator, name, op_type: op_type.to_string(), inputs, outputs };
-                add_node(graph, node, op_type, main);
+                placement.add(graph, node, op_type, form);
             }
             Err(error) => self.problems.push(format!("{}: {error}", place())),
         }
@@ -212,99 +219,27 @@ impl BuildContext<'_> {
     }
 }
 
-/// Adds a node. One that runs on integers in MNN's runtime reads and gives values on the grids of its tensors.
-fn add_node(graph: &mut Graph, mut node: Node, op_type: OpType, main: Option<&Table>) {
-    if node.operator.rounds_output() || !runs_in_int8(graph, &node, op_type, main) {
-        graph.nodes.push(node);
-        return;
+/// The operator of a node, and the form it really has.
+fn operator(
+    source: &OpSource<'_>,
+    subgraphs: &mut dyn Subgraphs,
+    form: Form,
+) -> Result<(Arc<dyn Operator>, Form), OpError> {
+    if form != Form::Codes {
+        return Ok((create_operator(source, subgraphs)?, form));
     }
-    for input in node.inputs.iter_mut().flatten() {
-        *input = rounded(graph, *input);
+    if let Some(operator) = Placement::operator(source)? {
+        return Ok((operator, form));
     }
-    let outputs: Vec<ValueId> = node.outputs.clone();
-    for output in &mut node.outputs {
-        *output = unrounded(graph, *output);
-    }
-    let made: Vec<(ValueId, ValueId)> = node.outputs.iter().copied().zip(outputs).collect();
-    graph.nodes.push(node);
-    for (from, to) in made {
-        push_rounding(graph, from, to, to);
-    }
-}
-
-/// The rule of MNN's runtime for operators other than convolutions: all tensors are described, and the operator has
-/// an integer form. Copies and pooling have one if nothing changes the scale.
-fn runs_in_int8(graph: &Graph, node: &Node, op_type: OpType, main: Option<&Table>) -> bool {
-    let quant = |value: ValueId| graph.quant.get(&value);
-    let Some(output) = node.outputs.first().and_then(|&value| quant(value)) else { return false };
-    let inputs: Option<Vec<&QuantInfo>> = node.inputs.iter().flatten().map(|&value| quant(value)).collect();
-    let Some(inputs) = inputs.filter(|inputs| !inputs.is_empty()) else { return false };
-    let same = inputs.iter().all(|input| input.scale == output.scale && input.zero == output.zero);
-    match op_type {
-        OpType::Softmax
-        | OpType::LayerNorm
-        | OpType::BinaryOp
-        | OpType::Scale
-        | OpType::Interp
-        | OpType::PReLU => true,
-        OpType::UnaryOp => main.is_some_and(|table| {
-            use mnnq_format::schema::{UnaryOpOperation as Code, unary_op};
-            let code = table.get(unary_op::OP_TYPE);
-            table.has(unary_op::TABLE_INT8) || matches!(code, Code::NEG | Code::ABS | Code::SIGN)
-        }),
-        OpType::ReLU => same && main.is_none_or(|table| table.get(mnnq_format::schema::relu::SLOPE) == 0.0),
-        OpType::Pooling
-        | OpType::Raster
-        | OpType::ConvertTensor
-        | OpType::Reshape
-        | OpType::Permute
-        | OpType::Flatten
-        | OpType::Squeeze
-        | OpType::Unsqueeze
-        | OpType::Concat
-        | OpType::Slice
-        | OpType::StridedSlice
-        | OpType::SliceTf
-        | OpType::DepthToSpace
-        | OpType::SpaceToDepth => same,
-        _ => false,
-    }
-}
-
-/// A new tensor beside `value`.
-fn unrounded(graph: &mut Graph, value: ValueId) -> ValueId {
-    graph.names.push(format!("{}__float", graph.names[value]));
-    graph.names.len() - 1
-}
-
-/// Whether `value` lies on its grid already.
-fn on_grid(graph: &Graph, value: ValueId) -> bool {
-    let producer = graph.nodes.iter().rev().find(|node| node.outputs.contains(&value));
-    producer.is_some_and(|node| node.operator.rounds_output())
-}
-
-/// The tensor `value` rounded to its grid.
-fn rounded(graph: &mut Graph, value: ValueId) -> ValueId {
-    if on_grid(graph, value) {
-        return value;
-    }
-    graph.names.push(format!("{}__rounded", graph.names[value]));
-    let to = graph.names.len() - 1;
-    push_rounding(graph, value, to, value);
-    to
-}
-
-fn push_rounding(graph: &mut Graph, from: ValueId, to: ValueId, described: ValueId) {
-    let Some(&info) = graph.quant.get(&described) else { return };
-    let name = graph.names[described].clone();
-    let (inputs, outputs) = (vec![Some(from)], vec![to]);
-    graph.nodes.push(Node {
-        operator: fake_quant(info),
-        name,
-        op_type: "quantize".to_owned(),
-        inputs,
-        outputs,
-    });
+    let operator = create_operator(source, subgraphs)?;
+    let form = match source.op_type {
+        // No integer form after all: floats between rounded tensors.
+        OpType::BinaryOp | OpType::Pooling | OpType::Pooling3D => Form::Rounded,
+        OpType::Convolution | OpType::ConvolutionDepthwise if !operator.takes_codes() => Form::Float,
+        OpType::UnaryOp => Form::Rounded,
+        _ => form,
+    };
+    Ok((operator, form))
 }
 
 /// Notes the quantization of a tensor.
@@ -322,6 +257,7 @@ fn describe(graph: &mut Graph, table: &Table) {
         && quant.scale.is_normal()
         && quant.scale > 0.0
         && quant.min <= quant.max
+        && [quant.zero, quant.min, quant.max].iter().all(|x| x.fract() == 0.0 && (-128.0..=127.0).contains(x))
         && value < graph.names.len()
     {
         graph.quant.insert(value, quant);

@@ -1,6 +1,7 @@
 //! A model as a graph of operators, ready to be planned.
 
 mod builder;
+mod int8;
 
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -55,6 +56,8 @@ pub struct Graph {
     pub constants: HashMap<ValueId, Tensor>,
     /// Quantization of tensors of offline-quantized models.
     pub quant: HashMap<ValueId, QuantInfo>,
+    /// Tensors that hold codes, and how to make real numbers of them.
+    pub coded: HashMap<ValueId, QuantInfo>,
 }
 
 impl Graph {

@@ -11,13 +11,13 @@ use mnnq_kernels::elementwise::Unary;
 use mnnq_kernels::geometry::Sliding;
 use mnnq_kernels::{Epilogue as KernelEpilogue, Residual};
 
-use super::conv_int8::{IntConv, IntQuant};
 use super::conv_stored::{StoredConv, StoredWeights};
 use super::conv_weights::{ConvCommon, bias, kernel_epilogue, weights};
 use super::dynamic::cost::{Layer, WORTH};
 use super::dynamic::{DynamicWeights, IntegerConv, QuantizedRows, shared_rows};
 use super::epilogue::Epilogue;
 use super::error::{OpError, OpResult};
+use super::int8::{IntConv, IntQuant};
 use super::operator::{Facts, InferResult, Kernel, Layouts, Operator, PrepareContext, StepIo};
 use super::registry::{OpSource, Subgraphs};
 use super::support::kernels;

@@ -189,7 +189,7 @@ pub(super) fn kernel_epilogue(epilogue: &Epilogue) -> (Unary, Option<(usize, Una
         }
         residual = Some((input, then));
     }
-    (first, residual, Epilogue { steps: rest.collect() })
+    (first, residual, Epilogue { steps: rest.collect(), ..Epilogue::default() })
 }
 
 #[cfg(test)]
@@ -200,7 +200,9 @@ mod tests {
     fn epilogues_split_at_what_kernels_cannot_do() {
         let act = |f| EpilogueStep::Activation(Activation::Function(f));
         let (add, mul) = (EpilogueStep::Add { input: 2 }, EpilogueStep::Mul { input: 3 });
-        let split = |steps: &[EpilogueStep]| kernel_epilogue(&Epilogue { steps: steps.into() });
+        let split = |steps: &[EpilogueStep]| {
+            kernel_epilogue(&Epilogue { steps: steps.into(), ..Epilogue::default() })
+        };
         let (first, residual, rest) = split(&[act(Unary::Silu), add, act(Unary::Relu), mul]);
         assert_eq!(
             (first, residual, rest.steps[..].to_vec()),

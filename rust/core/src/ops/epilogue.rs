@@ -1,6 +1,9 @@
 //! What is applied to the output of an operator before it is stored, as data.
 
+use std::sync::Arc;
+
 use mnnq_kernels::elementwise::{Binary, Broadcast, Unary, binary_in_place, unary_in_place};
+use mnnq_kernels::elementwise_i8::{AddI8, TableI8};
 use smallvec::SmallVec;
 
 use super::operator::StepIo;
@@ -12,8 +15,6 @@ use crate::tensor::TensorView;
 pub enum Activation {
     /// A function of the kernel library.
     Function(Unary),
-    /// To the codes of a quantized tensor and back.
-    FakeQuant(QuantInfo),
     /// `1 - erf(x)`.
     Erfc,
     /// The inverse of erf.
@@ -33,26 +34,11 @@ pub struct QuantInfo {
     pub max: f32,
 }
 
-impl QuantInfo {
-    /// The code of a value, `clamp(round(x / scale) + zero, min, max)` rounding half away from zero, as a float.
-    #[must_use]
-    pub fn code(&self, x: f32) -> f32 {
-        ((x / self.scale).round() + self.zero).clamp(self.min, self.max)
-    }
-
-    /// The value of a code.
-    #[must_use]
-    pub fn real(&self, code: f32) -> f32 {
-        (code - self.zero) * self.scale
-    }
-}
-
 impl Activation {
     /// Applies the function to every element.
     pub fn apply(&self, data: &mut [f32]) {
         match *self {
             Self::Function(function) => unary_in_place(kernels().elementwise_f32, function, data),
-            Self::FakeQuant(info) => data.iter_mut().for_each(|x| *x = info.real(info.code(*x))),
             Self::Erfc => data.iter_mut().for_each(|x| *x = super::special::erfc(f64::from(*x)) as f32),
             Self::Erfinv => data.iter_mut().for_each(|x| *x = super::special::erfinv(f64::from(*x)) as f32),
         }
@@ -67,7 +53,6 @@ impl Activation {
                 let text = format!("{function:?}");
                 text.split_whitespace().next().unwrap_or_default().to_lowercase()
             }
-            Self::FakeQuant(_) => "quantize".to_owned(),
             Self::Erfc => "erfc".to_owned(),
             Self::Erfinv => "erfinv".to_owned(),
         }
@@ -91,18 +76,34 @@ pub enum EpilogueStep {
     },
 }
 
-/// Steps applied in order to each element of a float output.
+/// One step of an [`Epilogue`] on codes.
+#[derive(Debug, Clone, PartialEq)]
+pub enum CodeStep {
+    /// Adds this input of the step: codes of the shape and layout of the output, as operand `b`.
+    Add {
+        /// Position of the input.
+        input: usize,
+        /// The sum.
+        how: AddI8,
+    },
+    /// A function of each code.
+    Table(Arc<TableI8>),
+}
+
+/// Steps applied in order to each element of an output.
 #[derive(Debug, Clone, Default, PartialEq)]
 pub struct Epilogue {
-    /// The steps.
+    /// The steps, of a float output.
     pub steps: SmallVec<[EpilogueStep; 2]>,
+    /// The steps, of an output of codes. No sum comes after a function.
+    pub codes: SmallVec<[CodeStep; 1]>,
 }
 
 impl Epilogue {
     /// Whether there is nothing to do.
     #[must_use]
     pub fn is_empty(&self) -> bool {
-        self.steps.is_empty()
+        self.steps.is_empty() && self.codes.is_empty()
     }
 
     /// The epilogue with the tensors of a running step.
@@ -133,6 +134,12 @@ impl Epilogue {
                 EpilogueStep::Add { .. } => text.push_str("add"),
                 EpilogueStep::Mul { .. } => text.push_str("mul"),
             }
+        }
+        for step in &self.codes {
+            text.push_str(match step {
+                CodeStep::Add { .. } => "+add",
+                CodeStep::Table(_) => "+table",
+            });
         }
         text
     }

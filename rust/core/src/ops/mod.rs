@@ -13,13 +13,13 @@ mod cast;
 mod concat;
 mod control;
 mod conv;
-mod conv_int8;
 mod conv_stored;
 mod conv_weights;
 mod deconv;
 pub(crate) mod dynamic;
 mod gather;
 mod gather_nd;
+pub(crate) mod int8;
 mod interp;
 mod layer_norm;
 mod lrn;
@@ -47,7 +47,7 @@ mod space_depth;
 mod special;
 mod unary;
 
-pub use epilogue::{Activation, BoundEpilogue, Epilogue, EpilogueStep, QuantInfo};
+pub use epilogue::{Activation, BoundEpilogue, CodeStep, Epilogue, EpilogueStep, QuantInfo};
 pub use error::{OpError, OpResult};
 pub use operator::{
     Alias, AsEpilogue, Fact, Facts, InferError, InferResult, Kernel, Layouts, Operator, PrepareContext,
@@ -56,4 +56,3 @@ pub use operator::{
 pub use registry::{OpSource, Subgraphs, create_operator, supported_operators};
 
 pub(crate) use permute::copy_kernel;
-pub(crate) use quantize::fake_quant;

@@ -5,7 +5,9 @@
 //! ([`Operator::layouts`]) and a [`Kernel`] specialised to them ([`Operator::prepare`]). Only kernels run.
 
 use std::borrow::Cow;
+use std::sync::Arc;
 
+use mnnq_kernels::elementwise_i8::{AddI8, TableI8};
 use smallvec::SmallVec;
 
 use super::dynamic::QuantizedRows;
@@ -304,8 +306,8 @@ pub trait Operator: Send + Sync {
         Ok(None)
     }
 
-    /// Whether output 0 already lies on the grid of its quantization, for tensors of offline-quantized models.
-    fn rounds_output(&self) -> bool {
+    /// Whether it takes and gives the codes of described tensors, instead of floats.
+    fn takes_codes(&self) -> bool {
         false
     }
 
@@ -333,4 +335,8 @@ pub enum AsEpilogue {
     Add(Option<Activation>),
     /// The product of two tensors, then perhaps an activation.
     Mul(Option<Activation>),
+    /// The sum of two tensors of codes.
+    AddCodes(AddI8),
+    /// A function of one code.
+    TableCodes(Arc<TableI8>),
 }

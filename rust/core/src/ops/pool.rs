@@ -40,6 +40,14 @@ pub(super) fn create(source: &OpSource<'_>, _: &mut dyn Subgraphs) -> OpResult<A
     if table.get(pool::IS_GLOBAL) {
         return Ok(global(max));
     }
+    let pool = windowed(source)?;
+    Ok(if indices { Arc::new(PoolIndices(pool)) } else { Arc::new(pool) })
+}
+
+/// A `Pooling` that is not global.
+pub(super) fn windowed(source: &OpSource<'_>) -> OpResult<Pool> {
+    let table = source.param(TableKind::Pool)?;
+    let max = kind_of(table.get(pool::TYPE))?;
     let size = |field, key| {
         let got: i32 = table.get(field);
         let value = usize::try_from(got).ok().filter(|&v| (1..=1 << 24).contains(&v));
@@ -68,14 +76,13 @@ pub(super) fn create(source: &OpSource<'_>, _: &mut dyn Subgraphs) -> OpResult<A
         (false, true) => Kind::AverageIncludePadding,
         (false, false) => Kind::AverageExcludePadding,
     };
-    let pool = Pool {
+    Ok(Pool {
         kernel: [size(pool::KERNEL_Y, "kernelY")?, size(pool::KERNEL_X, "kernelX")?],
         stride: [size(pool::STRIDE_Y, "strideY")?, size(pool::STRIDE_X, "strideX")?],
         padding,
         ceil: table.get(pool::CEIL_MODEL),
         kind,
-    };
-    Ok(if indices { Arc::new(PoolIndices(pool)) } else { Arc::new(pool) })
+    })
 }
 
 /// `Pooling3D`: global pooling of any rank; windows over three spatial axes are not supported.
@@ -101,6 +108,10 @@ fn global(max: bool) -> Arc<dyn Operator> {
 }
 
 impl Pool {
+    pub(super) fn kind(&self) -> Kind {
+        self.kind
+    }
+
     /// The windows over an input of this shape.
     pub(super) fn sliding(&self, shape: &Shape) -> OpResult<Sliding> {
         let &[batch, channels, height, width] = shape.dims() else {

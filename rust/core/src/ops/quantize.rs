@@ -1,14 +1,12 @@
-//! Between floats and codes: `FloatToInt8`, `Int8ToFloat`, and the rounding of described tensors.
+//! Between floats and codes in files that say so themselves: `FloatToInt8`, `Int8ToFloat`.
 
 use std::borrow::Cow;
-use std::sync::Arc;
 
 use mnnq_format::model::Table;
 use mnnq_format::schema::{TableKind, quantized_float_param};
 
-use super::epilogue::{Activation, QuantInfo};
 use super::error::{OpError, OpResult};
-use super::operator::{AsEpilogue, Facts, InferResult, Kernel, Layouts, Operator, PrepareContext, StepIo};
+use super::operator::{Facts, InferResult, Kernel, Layouts, Operator, PrepareContext, StepIo};
 use super::registry::OpSource;
 use super::support::{CHUNK, floats, split_physical};
 use crate::tensor::{DType, TensorDesc};
@@ -163,68 +161,6 @@ impl Kernel for QuantizeKernel {
                 });
             }
         }
-        Ok(())
-    }
-}
-
-/// Rounds a described tensor to the grid of its codes. The graph builder puts it behind whatever makes the tensor.
-pub(super) struct FakeQuant {
-    info: QuantInfo,
-}
-
-/// The operator that rounds to `info`'s codes.
-pub(crate) fn fake_quant(info: QuantInfo) -> Arc<dyn Operator> {
-    Arc::new(FakeQuant { info })
-}
-
-impl Operator for FakeQuant {
-    fn infer(&self, inputs: &Facts<'_>) -> InferResult {
-        Ok(vec![inputs.desc(0)?])
-    }
-
-    fn layouts(&self, inputs: &Facts<'_>, outputs: &[TensorDesc]) -> Layouts {
-        Layouts::follow(inputs, outputs.len())
-    }
-
-    fn in_place(&self) -> &'static [usize] {
-        &[0]
-    }
-
-    fn rounds_output(&self) -> bool {
-        true
-    }
-
-    fn as_epilogue(&self) -> Option<AsEpilogue> {
-        Some(AsEpilogue::Activation(Activation::FakeQuant(self.info)))
-    }
-
-    fn prepare(&self, context: &PrepareContext<'_>) -> OpResult<Box<dyn Kernel>> {
-        let float = context.outputs[0].dtype == DType::F32;
-        Ok(Box::new(FakeQuantKernel { activation: float.then_some(Activation::FakeQuant(self.info)) }))
-    }
-}
-
-struct FakeQuantKernel {
-    /// `None` for tensors that are not floats, which stay as they are.
-    activation: Option<Activation>,
-}
-
-impl Kernel for FakeQuantKernel {
-    fn label(&self) -> Cow<'static, str> {
-        "round to int8 codes".into()
-    }
-
-    fn run(&self, io: &mut StepIo<'_, '_>) -> OpResult<()> {
-        let source = io.optional(0).map(|view| view.bytes());
-        let size = io.outputs[0].desc().dtype.size();
-        io.parallel.for_each_chunk(io.outputs[0].bytes(), CHUNK * size, |chunk, out| {
-            if let Some(source) = source {
-                out.copy_from_slice(&source[chunk * CHUNK * size..][..out.len()]);
-            }
-            if let Some(activation) = &self.activation {
-                activation.apply(bytemuck::cast_slice_mut(out));
-            }
-        });
         Ok(())
     }
 }

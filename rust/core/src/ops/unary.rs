@@ -30,6 +30,11 @@ impl Unary {
         Ok(Self { activation })
     }
 
+    /// What it computes.
+    pub(super) fn activation(&self) -> Activation {
+        self.activation
+    }
+
     /// The operators that are one function.
     pub(super) fn plain(source: &OpSource<'_>) -> OpResult<Self> {
         source.expect_outputs(1)?;

@@ -39,6 +39,17 @@ pub enum DynamicMode {
     Compat,
 }
 
+/// How layers of offline-quantized models compute where MNN departs from the formulas of its files.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default)]
+pub enum Int8Mode {
+    /// By the formulas.
+    #[default]
+    Exact,
+    /// As MNN 3.6.1 does on x86-64, whose pooling of codes is different: maxima are those of unsigned bytes, means are
+    /// rounded down.
+    Compat,
+}
+
 /// Options of a session.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct SessionOptions {
@@ -50,6 +61,8 @@ pub struct SessionOptions {
     pub memory: MemoryMode,
     /// Activations of layers with quantized weights, in [`MemoryMode::Low`].
     pub dynamic: DynamicMode,
+    /// Arithmetic of offline-quantized layers.
+    pub int8: Int8Mode,
     /// How many plans (one per set of input shapes) are kept; the one not used for longest goes first.
     pub plan_cache: usize,
     /// Whether element-wise operators are fused into the operator before them.
@@ -63,6 +76,7 @@ impl Default for SessionOptions {
             precision: PrecisionMode::default(),
             memory: MemoryMode::default(),
             dynamic: DynamicMode::default(),
+            int8: Int8Mode::default(),
             plan_cache: 16,
             fuse: true,
         }

@@ -372,6 +372,7 @@ impl Lowering<'_> {
             after: *after,
             name: self.graph.names[*value].clone(),
             tensor: locate(physical),
+            quant: self.graph.coded.get(value).copied(),
         });
         let taps = taps.collect();
         let steps = self.drafts.drain(..).enumerate().map(|(i, draft)| step(draft, i, &memory)).collect();

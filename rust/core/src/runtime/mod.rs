@@ -13,7 +13,7 @@ mod planner;
 pub mod profile;
 pub mod session;
 
-pub use config::{DynamicMode, MemoryMode, PrecisionMode, SessionOptions};
+pub use config::{DynamicMode, Int8Mode, MemoryMode, PrecisionMode, SessionOptions};
 pub use error::RuntimeError;
 pub use executor::Executor;
 pub use parallel::Parallel;

@@ -14,8 +14,8 @@ use super::error::RuntimeError;
 use super::parallel::Parallel;
 use super::planner::PlanState;
 use crate::graph::ValueId;
-use crate::ops::{Kernel, Operator, StepIo};
-use crate::tensor::{Tensor, TensorDesc, TensorView, TensorViewMut};
+use crate::ops::{Kernel, Operator, QuantInfo, StepIo};
+use crate::tensor::{DType, Tensor, TensorDesc, TensorView, TensorViewMut};
 
 /// Where a tensor is: some memory and the first byte in it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -106,6 +106,24 @@ pub(crate) struct Tap {
     pub(crate) after: usize,
     pub(crate) name: String,
     pub(crate) tensor: Located,
+    /// How to make real numbers of it, if it holds codes.
+    pub(crate) quant: Option<QuantInfo>,
+}
+
+impl Tap {
+    /// Shows the tensor, codes as the real numbers that they stand for.
+    fn show(&self, tensor: TensorView<'_>, observer: &mut Observer<'_>) -> Result<(), RuntimeError> {
+        let Some(quant) = self.quant.filter(|_| tensor.desc().dtype == DType::I8) else {
+            observer(&self.name, tensor);
+            return Ok(());
+        };
+        let desc = tensor.desc();
+        let real: Vec<f32> =
+            tensor.data::<i8>().iter().map(|&code| (f32::from(code) - quant.zero) * quant.scale).collect();
+        let desc = TensorDesc { dtype: DType::F32, ..desc };
+        observer(&self.name, TensorView::new(desc, bytemuck::cast_slice(&real)));
+        Ok(())
+    }
 }
 
 /// Steps that run without any decision between them.
@@ -200,7 +218,7 @@ impl Segment {
         for (done, step) in self.steps.iter().map(Some).chain([None]).enumerate() {
             while let (Some(tap), Some(observer)) = (taps.next_if(|tap| tap.after <= done), observer.as_mut())
             {
-                observer(&tap.name, view(&tap.tensor, frames, feeds));
+                tap.show(view(&tap.tensor, frames, feeds), observer)?;
             }
             if let Some(step) = step {
                 let start = Instant::now();

@@ -12,7 +12,7 @@ use super::host;
 use super::lower;
 use super::plan::{Memory, Place, Segment};
 use crate::graph::{Graph, Node, ValueId};
-use crate::ops::{AsEpilogue, Epilogue, EpilogueStep, Fact, Facts, InferError, OpError, Operator};
+use crate::ops::{AsEpilogue, CodeStep, Epilogue, EpilogueStep, Fact, Facts, InferError, OpError, Operator};
 use crate::tensor::{DType, Tensor, TensorDesc};
 
 /// What is known of a tensor while planning.
@@ -303,24 +303,36 @@ fn epilogue_of(
         return None;
     }
     let desc = |value: ValueId| state.facts[value].as_ref().map(|fact| (fact.desc.dtype, fact.desc.shape));
-    let shape = desc(value).filter(|(dtype, _)| *dtype == DType::F32)?;
+    let kind = next.operator.as_epilogue()?;
+    let codes = matches!(kind, AsEpilogue::AddCodes(_) | AsEpilogue::TableCodes(_));
+    let wanted = if codes { DType::I8 } else { DType::F32 };
+    let shape = desc(value).filter(|(dtype, _)| *dtype == wanted)?;
     if desc(next.outputs[0]) != Some(shape) {
         return None;
     }
-    let kind = next.operator.as_epilogue()?;
-    if let AsEpilogue::Activation(activation) = kind {
+    if let AsEpilogue::Activation(_) | AsEpilogue::TableCodes(_) = kind {
         // Further inputs, if any, are parameters that the activation already contains.
         if next.inputs.first() != Some(&Some(value)) {
             return None;
         }
-        planned[index].epilogue.steps.push(EpilogueStep::Activation(activation));
+        let epilogue = &mut planned[index].epilogue;
+        match kind {
+            AsEpilogue::TableCodes(table) => epilogue.codes.push(CodeStep::Table(table)),
+            AsEpilogue::Activation(activation) => epilogue.steps.push(EpilogueStep::Activation(activation)),
+            _ => return None,
+        }
         return Some(None);
     }
+    if codes && !planned[index].epilogue.codes.is_empty() {
+        return None;
+    }
+    let next = &planned[consumer];
     let other = match next.inputs[..] {
         [Some(a), Some(b)] if a == value => b,
         [Some(a), Some(b)] if b == value => a,
         _ => return None,
     };
+    let first = next.inputs[0] == Some(value);
     let ready = producer[other].is_none_or(|producer| producer < index);
     if other == value || desc(other) != Some(shape) || !ready {
         return None;
@@ -331,7 +343,12 @@ fn epilogue_of(
     let (step, activation) = match kind {
         AsEpilogue::Mul(activation) => (EpilogueStep::Mul { input }, activation),
         AsEpilogue::Add(activation) => (EpilogueStep::Add { input }, activation),
-        AsEpilogue::Activation(_) => return None,
+        AsEpilogue::AddCodes(how) => {
+            let how = if first { how } else { how.swapped() };
+            node.epilogue.codes.push(CodeStep::Add { input, how });
+            return Some(Some(other));
+        }
+        AsEpilogue::Activation(_) | AsEpilogue::TableCodes(_) => return None,
     };
     node.epilogue.steps.push(step);
     node.epilogue.steps.extend(activation.map(EpilogueStep::Activation));

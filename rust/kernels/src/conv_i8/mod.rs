@@ -76,6 +76,21 @@ impl PackedConvI8 {
         Ok(Self { groups: packed, in_channels, out_channels: per_group, taps })
     }
 
+    /// Adds an integer to every sum of each output channel: a bias in units of the products. The sums wrap around at
+    /// 32 bits.
+    ///
+    /// # Errors
+    /// [`KernelError`] if the length is not that of the output channels.
+    pub fn add_offsets(&mut self, offsets: &[i32]) -> Result<(), KernelError> {
+        KernelError::check(FAMILY, "length of the offsets", offsets.len(), self.out_channels())?;
+        if self.out_channels > 0 {
+            for (group, offsets) in self.groups.iter_mut().zip(offsets.chunks(self.out_channels)) {
+                group.add_offsets(offsets);
+            }
+        }
+        Ok(())
+    }
+
     /// Groups.
     pub fn groups(&self) -> usize {
         self.groups.len()

@@ -78,6 +78,13 @@ impl PackedI8 {
         Ok(Self { data, init, sums, k, n, nr, panel_bytes, kernel: kernel.name() })
     }
 
+    /// Adds to the value that the sum of each column starts from.
+    pub(crate) fn add_offsets(&mut self, offsets: &[i32]) {
+        for (start, offset) in self.init.iter_mut().zip(offsets) {
+            *start = start.wrapping_add(*offset);
+        }
+    }
+
     /// Length of the sums.
     pub fn k(&self) -> usize {
         self.k
