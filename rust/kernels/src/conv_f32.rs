@@ -259,7 +259,7 @@ fn copy_clipped<S: Simd>(s: S, windows: &Windows<'_>, row: usize, x: isize, skip
 }
 
 #[cfg(test)]
-mod tests {
+pub(crate) mod tests {
     use super::*;
     use crate::elementwise::Unary;
     use crate::geometry::Window;

@@ -9,6 +9,7 @@ use mnnq_kernels::conv_f32::{PackedConv, conv_f32, conv_scratch_len};
 use mnnq_kernels::depthwise_f32::{PackedDepthwise, depthwise_f32};
 use mnnq_kernels::elementwise::Unary;
 use mnnq_kernels::geometry::Sliding;
+use mnnq_kernels::winograd_f32::{PackedWinograd, is_winograd, winograd_f32};
 use mnnq_kernels::{Epilogue as KernelEpilogue, Residual};
 
 use super::conv_int8::{IntConv, IntQuant};
@@ -92,6 +93,7 @@ impl Form {
 enum Packed {
     Float(PackedConv),
     Depthwise(PackedDepthwise),
+    Winograd(PackedWinograd),
     Stored(Arc<StoredWeights>),
 }
 
@@ -108,7 +110,7 @@ struct Conv {
 
 impl Conv {
     /// The weights in the form the kernel reads; made at the first use, then shared by all plans.
-    fn packed(&self) -> OpResult<Arc<Packed>> {
+    fn packed(&self, sliding: &Sliding, precision: PrecisionMode) -> OpResult<Arc<Packed>> {
         let mut raw = self.raw.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some(packed) = self.packed.get() {
             return Ok(packed.clone());
@@ -124,11 +126,34 @@ impl Conv {
             Form::Depthwise => Packed::Depthwise(with_floats(&weights, |w| {
                 PackedDepthwise::new(w, common.out_channels, common.taps())
             })?),
+            Form::Float if self.prefers_winograd(sliding, precision) => {
+                let kernel = &kernels().gemm_f32;
+                Packed::Winograd(with_floats(&weights, |w| PackedWinograd::new(kernel, w, dims[0], dims[1]))?)
+            }
             Form::Float => Packed::Float(with_floats(&weights, |w| {
                 PackedConv::new(&kernels().gemm_f32, w, dims, common.group)
             })?),
         };
         Ok(self.packed.get_or_init(|| Arc::new(packed)).clone())
+    }
+
+    /// Whether Winograd's algorithm is used: 3 x 3 windows without stride and with enough channels for its
+    /// transformations to pay. Its weights are four times larger. Many of them pay only where they are used for many
+    /// tiles, which the first image shows; it decides once, as the weights are kept in one form.
+    fn prefers_winograd(&self, sliding: &Sliding, precision: PrecisionMode) -> bool {
+        const LEAST_CHANNELS: usize = 16;
+        const CACHED_WEIGHTS: usize = 1 << 16;
+        const MOST_WEIGHTS: usize = 1 << 19;
+        const LEAST_TILES: usize = 12;
+        let common = &self.common;
+        let weights = common.in_channels * common.out_channels;
+        let tiles = sliding.batch * sliding.out_height.div_ceil(4) * sliding.out_width.div_ceil(4);
+        precision != PrecisionMode::High
+            && common.group == 1
+            && is_winograd(sliding)
+            && common.in_channels.min(common.out_channels) >= LEAST_CHANNELS
+            && weights <= MOST_WEIGHTS
+            && (weights <= CACHED_WEIGHTS || tiles >= LEAST_TILES)
     }
 }
 
@@ -167,7 +192,7 @@ impl Operator for Conv {
     fn prepare(&self, context: &PrepareContext<'_>) -> OpResult<Box<dyn Kernel>> {
         let sliding = self.common.sliding(&context.inputs.shape(0)?)?;
         let epilogue = self.common.epilogue(context.epilogue);
-        let packed = self.packed()?;
+        let packed = self.packed(&sliding, context.options.precision)?;
         if let Packed::Stored(weights) = &*packed {
             let (group, bias, weights) = (self.common.group, self.bias.clone(), weights.clone());
             return Ok(Box::new(StoredConv::new(sliding, group, weights, bias, epilogue)));
@@ -206,6 +231,9 @@ impl Kernel for FloatConv {
                 let isa = kernels().depthwise_f32.level();
                 format!("depthwise {v}x{h} f32 depthwise_f32_{isa}{}", self.words)
             }
+            Packed::Winograd(_) => {
+                format!("conv {v}x{h} f32 winograd 4x4 {}{}", kernels().gemm_f32.name(), self.words)
+            }
             _ => format!("conv {v}x{h} f32 {}{}", kernels().gemm_f32.name(), self.words),
         }
         .into()
@@ -214,6 +242,7 @@ impl Kernel for FloatConv {
     fn scratch(&self) -> usize {
         match &*self.packed {
             Packed::Float(_) => self.threads * conv_scratch_len() * size_of::<f32>(),
+            Packed::Winograd(weights) => self.threads * weights.scratch_len() * size_of::<f32>(),
             _ => 0,
         }
     }
@@ -233,6 +262,11 @@ impl Kernel for FloatConv {
                 let scratch = super::support::typed(io.scratch);
                 let kernel = &kernels().gemm_f32;
                 conv_f32(kernel, &self.sliding, input, weights, &epilogue, out, scratch, io.parallel)?;
+            }
+            Packed::Winograd(weights) => {
+                let scratch = super::support::typed(io.scratch);
+                let kernel = &kernels().gemm_f32;
+                winograd_f32(kernel, &self.sliding, input, weights, &epilogue, out, scratch, io.parallel)?;
             }
             Packed::Depthwise(weights) => {
                 let isa = kernels().depthwise_f32;

@@ -120,7 +120,7 @@ impl PackedB {
     }
 
     /// The panel that holds column `first` (a multiple of the panel width), from row `p` on.
-    pub(super) fn panel(&self, first: usize, p: usize) -> &[f32] {
+    pub(crate) fn panel(&self, first: usize, p: usize) -> &[f32] {
         let start = first * self.k + p * self.nr;
         &self.data.as_slice()[start..first * self.k + self.k * self.nr]
     }
