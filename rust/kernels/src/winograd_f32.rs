@@ -200,8 +200,7 @@ impl Job<'_> {
         let isa = self.kernel.isa();
         isa.run(InputTransform { job: self, tiles: tiles.clone(), to: inputs });
         self.products(tiles.len(), inputs, sums);
-        // SAFETY: the caller's promise.
-        unsafe { isa.run(OutputTransform { job: self, tiles: tiles.clone(), from: sums, out: out.get() }) };
+        isa.run(OutputTransform { job: self, tiles: tiles.clone(), from: sums, out: out.get() });
         if is_deferred(self.epilogue) {
             // SAFETY: the caller's promise.
             unsafe { self.finish(isa, tiles, out) };

@@ -5,7 +5,7 @@ use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 
 use mnnq_format::ConvWeights;
 use mnnq_format::schema::{OpType, TableKind};
-use mnnq_kernels::conv_f32::{PackedConv, conv_f32, conv_scratch_len};
+use mnnq_kernels::conv_f32::{PackedConv, conv_f32, conv_scaled_f32, conv_scratch_len};
 use mnnq_kernels::depthwise_f32::{PackedDepthwise, depthwise_f32};
 use mnnq_kernels::elementwise::Unary;
 use mnnq_kernels::geometry::Sliding;
@@ -14,7 +14,7 @@ use mnnq_kernels::{Epilogue as KernelEpilogue, Residual};
 
 use super::conv_int8::{IntConv, IntQuant};
 use super::conv_stored::{StoredConv, StoredWeights};
-use super::conv_weights::{ConvCommon, bias, kernel_epilogue, weights};
+use super::conv_weights::{ConvCommon, Padding, bias, kernel_epilogue, weights};
 use super::epilogue::Epilogue;
 use super::error::{OpError, OpResult};
 use super::operator::{Facts, InferResult, Kernel, Layouts, Operator, PrepareContext, StepIo};
@@ -189,6 +189,13 @@ impl Operator for Conv {
         true
     }
 
+    fn accepts_input_scale(&self) -> bool {
+        let c = &self.common;
+        // Other paddings add nothing to windows of one pixel.
+        let padded = matches!(c.padding, Padding::Explicit(pads) if pads != [0; 4]);
+        self.form == Form::Float && c.group == 1 && [c.kernel, c.stride] == [[1, 1]; 2] && !padded
+    }
+
     fn prepare(&self, context: &PrepareContext<'_>) -> OpResult<Box<dyn Kernel>> {
         let sliding = self.common.sliding(&context.inputs.shape(0)?)?;
         let epilogue = self.common.epilogue(context.epilogue);
@@ -205,6 +212,7 @@ impl Operator for Conv {
             activation,
             residual,
             rest,
+            input_scale: context.input_scale,
             threads: context.options.threads,
             words: epilogue.describe(),
         }))
@@ -213,6 +221,8 @@ impl Operator for Conv {
 
 struct FloatConv {
     sliding: Sliding,
+    /// The input with a factor per image and channel of input 0.
+    input_scale: Option<usize>,
     packed: Arc<Packed>,
     bias: Vec<f32>,
     activation: Unary,
@@ -234,7 +244,10 @@ impl Kernel for FloatConv {
             Packed::Winograd(_) => {
                 format!("conv {v}x{h} f32 winograd 4x4 {}{}", kernels().gemm_f32.name(), self.words)
             }
-            _ => format!("conv {v}x{h} f32 {}{}", kernels().gemm_f32.name(), self.words),
+            _ => {
+                let gate = if self.input_scale.is_some() { "mul+" } else { "" };
+                format!("{gate}conv {v}x{h} f32 {}{}", kernels().gemm_f32.name(), self.words)
+            }
         }
         .into()
     }
@@ -256,12 +269,18 @@ impl Kernel for FloatConv {
         });
         let epilogue =
             KernelEpilogue { scale: None, bias: Some(&self.bias), activation: self.activation, residual };
+        let scale = self.input_scale.map(|position| io.input(position).data::<f32>());
         let out = io.outputs[0].data::<f32>();
         match &*self.packed {
             Packed::Float(weights) => {
                 let scratch = super::support::typed(io.scratch);
                 let kernel = &kernels().gemm_f32;
-                conv_f32(kernel, &self.sliding, input, weights, &epilogue, out, scratch, io.parallel)?;
+                let (sliding, parallel) = (&self.sliding, io.parallel);
+                if let Some(scale) = scale {
+                    conv_scaled_f32(kernel, sliding, input, scale, weights, &epilogue, out, scratch, parallel)?;
+                } else {
+                    conv_f32(kernel, sliding, input, weights, &epilogue, out, scratch, parallel)?;
+                }
             }
             Packed::Winograd(weights) => {
                 let scratch = super::support::typed(io.scratch);

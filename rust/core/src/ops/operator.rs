@@ -188,6 +188,9 @@ pub struct PrepareContext<'a> {
     /// What to apply to output 0 before storing it; empty unless the operator
     /// [accepts](Operator::accepts_epilogue) it.
     pub epilogue: &'a Epilogue,
+    /// The input, of shape `[N, C, 1, 1]`, that input 0 is to be multiplied by; only if the operator
+    /// [accepts](Operator::accepts_input_scale) it.
+    pub input_scale: Option<usize>,
     /// Modes and threads.
     pub options: &'a SessionOptions,
 }
@@ -284,6 +287,11 @@ pub trait Operator: Send + Sync {
 
     /// Whether `prepare` applies [`PrepareContext::epilogue`] to output 0.
     fn accepts_epilogue(&self) -> bool {
+        false
+    }
+
+    /// Whether `prepare` multiplies input 0 by [`PrepareContext::input_scale`].
+    fn accepts_input_scale(&self) -> bool {
         false
     }
 

@@ -210,7 +210,9 @@ impl Lowering<'_> {
             None
         } else {
             let (epilogue, options) = (&node.epilogue, self.options);
-            let context = PrepareContext { inputs: facts, outputs: &outputs, epilogue, options };
+            let input_scale = node.input_scale;
+            let context =
+                PrepareContext { inputs: facts, outputs: &outputs, epilogue, input_scale, options };
             Some(node.operator.prepare(&context).map_err(op_error)?)
         };
         drop(known);
