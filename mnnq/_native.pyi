@@ -386,6 +386,9 @@ class NativeSession:
     def outputs(self) -> list[tuple[str, str | None, list[int] | None]]:
         """Outputs, as `inputs`; dtype and shape are None where only running tells."""
 
+    def output_names(self) -> list[str]:
+        """Names of the outputs, without planning for their shapes."""
+
     def metadata(self) -> bytes:
         """What the file keeps in `extraInfo.buffer`: a buffer whose root is a table `Extra`, or nothing."""
 

@@ -245,6 +245,7 @@ class InferenceSession:
         signature = read_signature(self._session.metadata()) or Signature()
         #: Inputs and outputs as the source model states them; empty for files of other tools.
         self._source = {spec.name: spec for spec in (*signature.inputs, *signature.outputs)}
+        self._output_names: list[str] = self._session.output_names()
 
     def get_session_options(self) -> SessionOptions:
         """The options of the session."""
@@ -371,8 +372,7 @@ class InferenceSession:
         """The outputs in the element types of the source model."""
         if not self._source:
             return outputs
-        names = names or [name for name, _, _ in self._session.outputs()]
-        pairs = zip(names, outputs, strict=True)
+        pairs = zip(names or self._output_names, outputs, strict=True)
         return [out.astype(self._declared(name) or out.dtype, copy=False) for name, out in pairs]
 
 

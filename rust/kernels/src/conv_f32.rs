@@ -9,7 +9,9 @@ use std::ops::Range;
 use crate::aligned::AlignedVec;
 use crate::error::KernelError;
 use crate::gemm_f32::micro::A_STRIDE;
-use crate::gemm_f32::{GemmF32, MatrixRows, Output, PackedB, RowSource, copy_run, product, scratch_len};
+use crate::gemm_f32::{
+    GemmF32, MatrixRows, Output, PackedB, RowSource, ScaledRows, copy_run, product, scratch_len,
+};
 use crate::geometry::Sliding;
 use crate::parallel::Executor;
 use crate::simd::{Simd, SimdOp, VectorIsa};
@@ -152,8 +154,47 @@ pub fn conv_f32(
     Ok(())
 }
 
-/// Whether output pixels are input pixels.
-fn is_pointwise(sliding: &Sliding) -> bool {
+/// [`conv_f32`] of `input[b, y, x, i] * input_scale[b, i]`, as a channel gate needs it, without a pass over the input.
+///
+/// # Shapes
+/// `input_scale`: `[batch, channels]`; the rest as for [`conv_f32`]. The convolution is pointwise ([`is_pointwise`]) and
+/// has one group.
+///
+/// # Errors
+/// Those of [`conv_f32`]; [`KernelError::Value`] for any other convolution.
+#[allow(clippy::too_many_arguments, reason = "operands, epilogue, output and resources")]
+pub fn conv_scaled_f32(
+    kernel: &GemmF32,
+    sliding: &Sliding,
+    input: &[f32],
+    input_scale: &[f32],
+    weights: &PackedConv,
+    epilogue: &Epilogue<'_>,
+    out: &mut [f32],
+    scratch: &mut [f32],
+    executor: &dyn Executor,
+) -> Result<(), KernelError> {
+    let channels = weights.out_channels();
+    sliding.check(FAMILY, input.len(), out.len(), channels)?;
+    let ([b], true) = (&weights.groups[..], is_pointwise(sliding)) else {
+        let what = "scaled input of a convolution that is grouped or not pointwise";
+        return Err(KernelError::Value { kernel: FAMILY, what });
+    };
+    KernelError::check(FAMILY, "input channels", sliding.channels, weights.in_channels)?;
+    KernelError::check(FAMILY, "input scales", input_scale.len(), sliding.batch * sliding.channels)?;
+    let pixels = sliding.out_pixels();
+    let output = Output::new(FAMILY, out, pixels, channels, channels)?;
+    let rows = ScaledRows {
+        data: input,
+        scale: input_scale,
+        row_stride: sliding.channels,
+        rows_per_scale: sliding.out_height * sliding.out_width,
+    };
+    product(kernel, &rows, b, epilogue, output, scratch, executor)
+}
+
+/// Whether output pixels are input pixels: a 1 x 1 window without stride and padding.
+pub fn is_pointwise(sliding: &Sliding) -> bool {
     let point = |w: &crate::geometry::Window| w.kernel == 1 && w.stride == 1 && w.pad_begin == 0;
     point(&sliding.vertical)
         && point(&sliding.horizontal)
@@ -198,29 +239,39 @@ impl SimdOp for PackWindows<'_> {
             (g.horizontal.kernel, windows.channels)
         };
         let first_run = k.start / run.max(1);
+        let first_tap = (first_run / taps, first_run % taps);
+        let inside = |start: isize, window: &crate::geometry::Window, length: usize| {
+            start >= 0 && start.unsigned_abs() + (window.kernel - 1) * window.dilation < length
+        };
         let mut x = rows.start % g.out_width;
         let mut y = rows.start / g.out_width % g.out_height;
         let mut image = rows.start / g.out_width / g.out_height;
         for (_, line) in rows.zip(tile.chunks_exact_mut(A_STRIDE)) {
             let left = g.horizontal.start(x);
             let top = g.vertical.start(y);
+            let whole = inside(left, &g.horizontal, g.width) && inside(top, &g.vertical, g.height);
             let mut at = k.start;
-            let mut index = first_run;
+            let mut skip = k.start - first_run * run;
+            let (mut tap_y, mut tap_x) = first_tap;
             while at < k.end {
-                let (tap_y, tap_x) = (index / taps, index % taps);
-                let end = ((index + 1) * run).min(k.end);
+                let end = (at + run - skip).min(k.end);
                 let line = &mut line[at - k.start..end - k.start];
-                let skip = at - index * run;
                 let input_y = top + (tap_y * g.vertical.dilation) as isize;
                 let input_x = left + (tap_x * g.horizontal.dilation) as isize;
-                if input_y < 0 || input_y >= g.height as isize {
+                let row = (image * g.height + input_y.max(0).unsigned_abs()) * g.width;
+                if whole {
+                    let start = (row + input_x.unsigned_abs()) * g.channels + windows.first_channel + skip;
+                    copy_run(s, &windows.input[start..start + line.len()], line);
+                } else if input_y < 0 || input_y >= g.height as isize {
                     line.fill(0.0);
                 } else {
-                    let row = (image * g.height + input_y.unsigned_abs()) * g.width;
                     copy_clipped(s, windows, row, input_x, skip, line);
                 }
-                at = end;
-                index += 1;
+                (at, skip) = (end, 0);
+                tap_x += 1;
+                if tap_x == taps {
+                    (tap_y, tap_x) = (tap_y + 1, 0);
+                }
             }
             x += 1;
             if x == g.out_width {
@@ -259,7 +310,7 @@ fn copy_clipped<S: Simd>(s: S, windows: &Windows<'_>, row: usize, x: isize, skip
 }
 
 #[cfg(test)]
-mod tests {
+pub(crate) mod tests {
     use super::*;
     use crate::elementwise::Unary;
     use crate::geometry::Window;
@@ -362,6 +413,57 @@ mod tests {
                     check(&kernel, &g, oc, groups, 1);
                 }
             }
+        }
+    }
+
+    #[test]
+    fn scaled_inputs_are_products() {
+        for kernel in GemmF32::all_available() {
+            for (batch, pixels, ic, oc) in [(1, 49, 300, 20), (3, 7, 17, 33), (2, 130, 32, 16)] {
+                let g = Sliding::new([batch, 1, pixels, ic], Window::POINT, Window::POINT).unwrap();
+                let mut rng = Rng::new(3);
+                let input = rng.floats(batch * pixels * ic, -1.0, 1.0);
+                let scale = rng.floats(batch * ic, 0.0, 1.0);
+                let weights = rng.floats(oc * ic, -1.0, 1.0);
+                let packed = PackedConv::new(&kernel, &weights, [oc, ic, 1], 1).unwrap();
+                let product = |(i, x): (usize, &f32)| x * scale[i / (pixels * ic) * ic + i % ic];
+                let scaled: Vec<f32> = input.iter().enumerate().map(product).collect();
+                let want = reference(&g, &scaled, &weights, oc, 1);
+                let mut out = Guarded::new(batch * pixels * oc, f32::NAN, -3.0);
+                let mut scratch = vec![f32::NAN; 2 * conv_scratch_len()];
+                let (epilogue, threads) = (Epilogue::default(), ScopedThreads(2));
+                conv_scaled_f32(
+                    &kernel,
+                    &g,
+                    &input,
+                    &scale,
+                    &packed,
+                    &epilogue,
+                    out.get_mut(),
+                    &mut scratch,
+                    &threads,
+                )
+                .unwrap();
+                out.check();
+                assert_close(out.get(), &want, 2e-5, 1e-5, &format!("{kernel:?} {g:?}"));
+            }
+            let window = Window::new(3, 1, 1);
+            let g = Sliding::new([1, 4, 4, 2], window, window).unwrap();
+            let packed = PackedConv::new(&kernel, &[0.0; 18], [1, 2, 9], 1).unwrap();
+            let (mut out, mut scratch) = ([0.0; 16], vec![0.0; conv_scratch_len()]);
+            let epilogue = Epilogue::default();
+            let refused = conv_scaled_f32(
+                &kernel,
+                &g,
+                &[0.0; 32],
+                &[0.0; 2],
+                &packed,
+                &epilogue,
+                &mut out,
+                &mut scratch,
+                &Serial,
+            );
+            assert!(refused.is_err());
         }
     }
 

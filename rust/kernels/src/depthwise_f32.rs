@@ -8,7 +8,7 @@ use std::ops::Range;
 
 use crate::Epilogue;
 use crate::aligned::AlignedVec;
-use crate::epilogue::{finish_row, strided_len};
+use crate::epilogue::{finish_block, strided_len};
 use crate::error::KernelError;
 use crate::geometry::Sliding;
 use crate::parallel::{Executor, for_each_chunk};
@@ -312,10 +312,12 @@ impl Line<'_> {
     #[inline(never)]
     fn finish_pixels(&mut self, x: usize, pixels: usize) {
         let channels = self.g.channels;
-        for pixel in x..x + pixels {
-            let out = &mut self.out[pixel * channels..][..channels];
-            // A clamp that ran in registers already does no harm here.
-            finish_row(self.isa, self.epilogue, self.row * self.g.out_width + pixel, 0, out);
+        let out = &mut self.out[x * channels..(x + pixels) * channels];
+        let row = self.row * self.g.out_width + x;
+        // A clamp that ran in registers already does no harm here.
+        // SAFETY: the block is the slice, `pixels` rows of `channels`.
+        unsafe {
+            finish_block(self.isa, self.epilogue, (row, 0), out.as_mut_ptr(), [pixels, channels], channels);
         }
     }
 }

@@ -1,6 +1,6 @@
 //! What happens to the accumulators of a product before they are stored, as data.
 
-use crate::elementwise::{Binary, Broadcast, Unary, binary_in_place, unary_in_place};
+use crate::elementwise::{Binary, Broadcast, Unary, binary_in_place, unary_rows_in_place};
 use crate::error::KernelError;
 use crate::simd::VectorIsa;
 
@@ -97,19 +97,29 @@ pub(crate) fn is_deferred(epilogue: &Epilogue<'_>) -> bool {
     epilogue.activation.as_clamp().is_none() || then.as_clamp().is_none()
 }
 
-/// The deferred steps (activation, residual, its activation), for a part of row `row` that starts at `column`.
-pub(crate) fn finish_row(
+/// The deferred steps (activation, residual, its activation), for a block of the output that starts at `(row, column)`.
+///
+/// # Safety
+/// `block` must be valid for reading and writing `columns` values in each of `rows` rows `stride` elements apart, and
+/// nobody else may use them.
+pub(crate) unsafe fn finish_block(
     isa: VectorIsa,
     epilogue: &Epilogue<'_>,
-    row: usize,
-    column: usize,
-    line: &mut [f32],
+    (row, column): (usize, usize),
+    block: *mut f32,
+    [rows, columns]: [usize; 2],
+    stride: usize,
 ) {
-    unary_in_place(isa, epilogue.activation, line);
-    if let Some(residual) = epilogue.residual {
-        let from = row * residual.row_stride + column;
-        let other = &residual.data[from..from + line.len()];
-        binary_in_place(isa, Binary::Add, line, other, Broadcast::Same, line.len());
-        unary_in_place(isa, residual.then, line);
+    // SAFETY: the caller vouches for the block.
+    unsafe { unary_rows_in_place(isa, epilogue.activation, block, [rows, columns], stride) };
+    let Some(residual) = epilogue.residual else { return };
+    for index in 0..rows {
+        // SAFETY: a row of the block.
+        let line = unsafe { std::slice::from_raw_parts_mut(block.add(index * stride), columns) };
+        let from = (row + index) * residual.row_stride + column;
+        let other = &residual.data[from..from + columns];
+        binary_in_place(isa, Binary::Add, line, other, Broadcast::Same, columns);
     }
+    // SAFETY: the caller vouches for the block.
+    unsafe { unary_rows_in_place(isa, residual.then, block, [rows, columns], stride) };
 }

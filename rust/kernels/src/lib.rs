@@ -50,6 +50,7 @@ pub mod softmax;
 #[cfg(any(test, feature = "testing"))]
 pub mod testing;
 pub mod transpose;
+pub mod winograd_f32;
 
 pub use aligned::{AlignedBytes, AlignedVec};
 pub use dispatch::{KernelChoice, KernelSet};

@@ -125,6 +125,11 @@ impl NativeSession {
         infos(py, py.detach(|| self.session.outputs()))
     }
 
+    /// Names of the outputs, without planning for their shapes.
+    fn output_names(&self) -> Vec<String> {
+        self.session.output_names().to_vec()
+    }
+
     /// What the file keeps in `extraInfo.buffer`: a buffer whose root is a table `Extra`, or nothing.
     fn metadata<'py>(&self, py: Python<'py>) -> Bound<'py, PyBytes> {
         PyBytes::new(py, self.session.metadata())

@@ -222,6 +222,10 @@ impl Kernel for FloatBinary {
         let chunk = CHUNK.div_ceil(self.nest.row().max(1)).max(1) * self.nest.row();
         io.parallel.for_each_chunk(io.outputs[0].data::<f32>(), chunk.clamp(1, 4 * CHUNK), |index, out| {
             let first = index * chunk.clamp(1, 4 * CHUNK);
+            if self.rows_at_once(a, b, first, out) {
+                epilogue.apply(first, out);
+                return;
+            }
             self.nest.rows(first, out.len(), |at, offsets, len| {
                 let out = &mut out[at - first..][..len];
                 match (a, b) {
@@ -238,6 +242,27 @@ impl Kernel for FloatBinary {
 }
 
 impl FloatBinary {
+    /// Whole short rows with a second operand that is one row, or one value per row, in a single loop.
+    fn rows_at_once(&self, a: Option<&[f32]>, b: Option<&[f32]>, first: usize, out: &mut [f32]) -> bool {
+        let (row, isa) = (self.nest.row(), kernels().elementwise_f32);
+        let [[a_outer, b_outer], [1, b_inner]] = self.nest.strides[..] else { return false };
+        let whole = row > 0 && first.is_multiple_of(row) && out.len().is_multiple_of(row);
+        if !whole || usize::try_from(a_outer) != Ok(row) {
+            return false;
+        }
+        let Some(b) = b else { return false };
+        let (b, broadcast) = match [b_outer, b_inner] {
+            [0, 1] => (&b[..row], Broadcast::PerColumn),
+            [1, 0] => (&b[first / row..][..out.len() / row], Broadcast::PerRow),
+            _ => return false,
+        };
+        match a {
+            Some(a) => binary(isa, self.function, &a[first..][..out.len()], b, broadcast, row, out),
+            None => binary_in_place(isa, self.function, out, b, broadcast, row),
+        }
+        true
+    }
+
     fn row(&self, a: &[f32], b: &[f32], out: &mut [f32]) {
         let (isa, len) = (kernels().elementwise_f32, out.len());
         match self.nest.inner() {

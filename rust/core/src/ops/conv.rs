@@ -5,14 +5,15 @@ use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 
 use mnnq_format::ConvWeights;
 use mnnq_format::schema::{OpType, TableKind};
-use mnnq_kernels::conv_f32::{PackedConv, conv_f32, conv_scratch_len};
+use mnnq_kernels::conv_f32::{PackedConv, conv_f32, conv_scaled_f32, conv_scratch_len};
 use mnnq_kernels::depthwise_f32::{PackedDepthwise, depthwise_f32};
 use mnnq_kernels::elementwise::Unary;
 use mnnq_kernels::geometry::Sliding;
+use mnnq_kernels::winograd_f32::{PackedWinograd, is_winograd, winograd_f32};
 use mnnq_kernels::{Epilogue as KernelEpilogue, Residual};
 
 use super::conv_stored::{StoredConv, StoredWeights};
-use super::conv_weights::{ConvCommon, bias, kernel_epilogue, weights};
+use super::conv_weights::{ConvCommon, Padding, bias, kernel_epilogue, weights};
 use super::dynamic::cost::{Layer, WORTH};
 use super::dynamic::{DynamicWeights, IntegerConv, QuantizedRows, shared_rows};
 use super::epilogue::Epilogue;
@@ -63,12 +64,13 @@ pub(super) fn create(source: &OpSource<'_>, _: &mut dyn Subgraphs) -> OpResult<A
         return Err(OpError::unsupported("int8 weights without scales in a float convolution"));
     }
     let (form, note) = Form::choose(&weights, depthwise, &common, source.options);
-    let conv = Conv { common, bias, form, note, raw: Mutex::new(Some(weights)), packed: OnceLock::new() };
     if form == Form::Dynamic {
         // Packed at once: so the codes of one layer only are in memory twice.
-        conv.packed()?;
+        let packed = OnceLock::from(Arc::new(Packed::dynamic(&weights, &common)?));
+        return Ok(Arc::new(Conv { common, bias, form, note, raw: Mutex::default(), packed }));
     }
-    Ok(Arc::new(conv))
+    let (raw, packed) = (Mutex::new(Some(weights)), OnceLock::new());
+    Ok(Arc::new(Conv { common, bias, form, note, raw, packed }))
 }
 
 /// In which form the weights are kept.
@@ -118,8 +120,19 @@ impl Form {
 enum Packed {
     Float(PackedConv),
     Depthwise(PackedDepthwise),
+    Winograd(PackedWinograd),
     Stored(Arc<StoredWeights>),
     Dynamic(Arc<DynamicWeights>),
+}
+
+impl Packed {
+    fn dynamic(weights: &ConvWeights, common: &ConvCommon) -> OpResult<Self> {
+        let ConvWeights::Quantized(quantized) = weights else {
+            return Err(OpError::unsupported(format!("{} weights in integers", weights.kind())));
+        };
+        let (channels, groups) = (common.out_channels, common.group);
+        Ok(Self::Dynamic(Arc::new(DynamicWeights::new(quantized, channels, groups, common.taps())?)))
+    }
 }
 
 /// `Convolution` and `ConvolutionDepthwise` on floats:
@@ -137,7 +150,7 @@ struct Conv {
 
 impl Conv {
     /// The weights in the form the kernel reads; made at the first use, then shared by all plans.
-    fn packed(&self) -> OpResult<Arc<Packed>> {
+    fn packed(&self, sliding: &Sliding, precision: PrecisionMode) -> OpResult<Arc<Packed>> {
         let mut raw = self.raw.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some(packed) = self.packed.get() {
             return Ok(packed.clone());
@@ -149,24 +162,39 @@ impl Conv {
         let dims = [common.out_channels, common.in_channels / common.group, common.taps()];
         let packed = match self.form {
             Form::Stored => Packed::Stored(Arc::new(StoredWeights::new(weights, common.out_channels)?)),
-            Form::Dynamic => match &weights {
-                ConvWeights::Quantized(quantized) => Packed::Dynamic(Arc::new(DynamicWeights::new(
-                    quantized,
-                    common.out_channels,
-                    common.group,
-                    common.taps(),
-                )?)),
-                other => return Err(OpError::unsupported(format!("{} weights in integers", other.kind()))),
-            },
+            Form::Dynamic => Packed::dynamic(&weights, common)?,
             Form::Half => Packed::Stored(Arc::new(StoredWeights::half(&weights, common.out_channels))),
             Form::Depthwise => Packed::Depthwise(with_floats(&weights, |w| {
                 PackedDepthwise::new(w, common.out_channels, common.taps())
             })?),
+            Form::Float if self.prefers_winograd(sliding, precision) => {
+                let kernel = &kernels().gemm_f32;
+                Packed::Winograd(with_floats(&weights, |w| PackedWinograd::new(kernel, w, dims[0], dims[1]))?)
+            }
             Form::Float => Packed::Float(with_floats(&weights, |w| {
                 PackedConv::new(&kernels().gemm_f32, w, dims, common.group)
             })?),
         };
         Ok(self.packed.get_or_init(|| Arc::new(packed)).clone())
+    }
+
+    /// Whether Winograd's algorithm is used: 3 x 3 windows without stride and with enough channels for its
+    /// transformations to pay. Its weights are four times larger. Many of them pay only where they are used for many
+    /// tiles, which the first image shows; it decides once, as the weights are kept in one form.
+    fn prefers_winograd(&self, sliding: &Sliding, precision: PrecisionMode) -> bool {
+        const LEAST_CHANNELS: usize = 16;
+        const CACHED_WEIGHTS: usize = 1 << 16;
+        const MOST_WEIGHTS: usize = 1 << 19;
+        const LEAST_TILES: usize = 12;
+        let common = &self.common;
+        let weights = common.in_channels * common.out_channels;
+        let tiles = sliding.batch * sliding.out_height.div_ceil(4) * sliding.out_width.div_ceil(4);
+        precision != PrecisionMode::High
+            && common.group == 1
+            && is_winograd(sliding)
+            && common.in_channels.min(common.out_channels) >= LEAST_CHANNELS
+            && weights <= MOST_WEIGHTS
+            && (weights <= CACHED_WEIGHTS || tiles >= LEAST_TILES)
     }
 }
 
@@ -202,10 +230,17 @@ impl Operator for Conv {
         true
     }
 
+    fn accepts_input_scale(&self) -> bool {
+        let c = &self.common;
+        // Other paddings add nothing to windows of one pixel.
+        let padded = matches!(c.padding, Padding::Explicit(pads) if pads != [0; 4]);
+        self.form == Form::Float && c.group == 1 && [c.kernel, c.stride] == [[1, 1]; 2] && !padded
+    }
+
     fn prepare(&self, context: &PrepareContext<'_>) -> OpResult<Box<dyn Kernel>> {
         let sliding = self.common.sliding(&context.inputs.shape(0)?)?;
         let epilogue = self.common.epilogue(context.epilogue);
-        let packed = self.packed()?;
+        let packed = self.packed(&sliding, context.options.precision)?;
         if let Packed::Stored(weights) = &*packed {
             let (group, bias, weights) = (self.common.group, self.bias.clone(), weights.clone());
             return Ok(Box::new(StoredConv::new(sliding, group, weights, bias, epilogue)));
@@ -225,6 +260,7 @@ impl Operator for Conv {
             activation,
             residual,
             rest,
+            input_scale: context.input_scale,
             threads: context.options.threads,
             words: epilogue.describe() + &self.note,
         }))
@@ -239,7 +275,7 @@ impl Operator for Conv {
             return Ok(None);
         }
         let sliding = self.common.sliding(&inputs.shape(0)?)?;
-        Ok(match &*self.packed()? {
+        Ok(match &*self.packed(&sliding, options.precision)? {
             Packed::Dynamic(weights) => shared_rows(&sliding, weights, options.dynamic),
             _ => None,
         })
@@ -248,6 +284,8 @@ impl Operator for Conv {
 
 struct FloatConv {
     sliding: Sliding,
+    /// The input with a factor per image and channel of input 0.
+    input_scale: Option<usize>,
     packed: Arc<Packed>,
     bias: Vec<f32>,
     activation: Unary,
@@ -266,7 +304,13 @@ impl Kernel for FloatConv {
                 let isa = kernels().depthwise_f32.level();
                 format!("depthwise {v}x{h} f32 depthwise_f32_{isa}{}", self.words)
             }
-            _ => format!("conv {v}x{h} f32 {}{}", kernels().gemm_f32.name(), self.words),
+            Packed::Winograd(_) => {
+                format!("conv {v}x{h} f32 winograd 4x4 {}{}", kernels().gemm_f32.name(), self.words)
+            }
+            _ => {
+                let gate = if self.input_scale.is_some() { "mul+" } else { "" };
+                format!("{gate}conv {v}x{h} f32 {}{}", kernels().gemm_f32.name(), self.words)
+            }
         }
         .into()
     }
@@ -274,6 +318,7 @@ impl Kernel for FloatConv {
     fn scratch(&self) -> usize {
         match &*self.packed {
             Packed::Float(_) => self.threads * conv_scratch_len() * size_of::<f32>(),
+            Packed::Winograd(weights) => self.threads * weights.scratch_len() * size_of::<f32>(),
             _ => 0,
         }
     }
@@ -287,12 +332,25 @@ impl Kernel for FloatConv {
         });
         let epilogue =
             KernelEpilogue { scale: None, bias: Some(&self.bias), activation: self.activation, residual };
+        let scale = self.input_scale.map(|position| io.input(position).data::<f32>());
         let out = io.outputs[0].data::<f32>();
         match &*self.packed {
             Packed::Float(weights) => {
                 let scratch = super::support::typed(io.scratch);
                 let kernel = &kernels().gemm_f32;
-                conv_f32(kernel, &self.sliding, input, weights, &epilogue, out, scratch, io.parallel)?;
+                let (sliding, parallel) = (&self.sliding, io.parallel);
+                if let Some(scale) = scale {
+                    conv_scaled_f32(
+                        kernel, sliding, input, scale, weights, &epilogue, out, scratch, parallel,
+                    )?;
+                } else {
+                    conv_f32(kernel, sliding, input, weights, &epilogue, out, scratch, parallel)?;
+                }
+            }
+            Packed::Winograd(weights) => {
+                let scratch = super::support::typed(io.scratch);
+                let kernel = &kernels().gemm_f32;
+                winograd_f32(kernel, &self.sliding, input, weights, &epilogue, out, scratch, io.parallel)?;
             }
             Packed::Depthwise(weights) => {
                 let isa = kernels().depthwise_f32;

@@ -191,6 +191,9 @@ pub struct PrepareContext<'a> {
     /// What to apply to output 0 before storing it; empty unless the operator
     /// [accepts](Operator::accepts_epilogue) it.
     pub epilogue: &'a Epilogue,
+    /// The input, of shape `[N, C, 1, 1]`, that input 0 is to be multiplied by; only if the operator
+    /// [accepts](Operator::accepts_input_scale) it.
+    pub input_scale: Option<usize>,
     /// Modes and threads.
     pub options: &'a SessionOptions,
     /// The input of the step that holds what [`Operator::quantized_input`] asked for, if it is there.
@@ -304,6 +307,11 @@ pub trait Operator: Send + Sync {
     ) -> OpResult<Option<QuantizedRows>> {
         let _ = (inputs, options);
         Ok(None)
+    }
+
+    /// Whether `prepare` multiplies input 0 by [`PrepareContext::input_scale`].
+    fn accepts_input_scale(&self) -> bool {
+        false
     }
 
     /// Whether it takes and gives the codes of described tensors, instead of floats.

@@ -224,6 +224,12 @@ impl StridedCopy {
         let mut origin = 0;
         self.nest.rows(first, 1, |_, [offset], _| origin = self.start + offset);
         let rows = out.len() / row;
+        match (row, usize::try_from(origin), usize::try_from(step)) {
+            (2, Ok(origin), Ok(step)) => return interleave::<T, 2>(&source[origin..], step, out),
+            (3, Ok(origin), Ok(step)) => return interleave::<T, 3>(&source[origin..], step, out),
+            (4, Ok(origin), Ok(step)) => return interleave::<T, 4>(&source[origin..], step, out),
+            _ => {}
+        }
         for r0 in (0..rows).step_by(BLOCK) {
             for c0 in (0..row).step_by(BLOCK) {
                 for r in r0..(r0 + BLOCK).min(rows) {
@@ -234,6 +240,15 @@ impl StridedCopy {
                 }
             }
         }
+    }
+}
+
+/// `R` planes, `step` elements apart, to `R` neighbouring values per element of a plane.
+fn interleave<T: Copy, const R: usize>(source: &[T], step: usize, out: &mut [T]) {
+    let (pixels, _) = out.as_chunks_mut::<R>();
+    let planes: [&[T]; R] = std::array::from_fn(|r| &source[r * step..][..pixels.len()]);
+    for (index, pixel) in pixels.iter_mut().enumerate() {
+        *pixel = std::array::from_fn(|r| planes[r][index]);
     }
 }
 

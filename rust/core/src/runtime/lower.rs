@@ -215,9 +215,17 @@ impl Lowering<'_> {
             None
         } else {
             let (epilogue, options) = (&node.epilogue, self.options);
+            let input_scale = node.input_scale;
             wish = node.operator.quantized_input(&facts, options).map_err(&op_error)?;
             let quantized = wish.is_some().then_some(inputs.len());
-            let context = PrepareContext { inputs: facts, outputs: &outputs, epilogue, options, quantized };
+            let context = PrepareContext {
+                inputs: facts,
+                outputs: &outputs,
+                epilogue,
+                input_scale,
+                options,
+                quantized,
+            };
             Some(node.operator.prepare(&context).map_err(&op_error)?)
         };
         drop(known);

@@ -77,6 +77,8 @@ pub(crate) struct Planned {
     pub(crate) own_inputs: usize,
     pub(crate) outputs: SmallVec<[ValueId; 2]>,
     pub(crate) epilogue: Epilogue,
+    /// The input that input 0 is multiplied by.
+    pub(crate) input_scale: Option<usize>,
 }
 
 /// Why a segment ends before the graph does.
@@ -148,6 +150,7 @@ fn infer_all(
                     own_inputs: node.inputs.len(),
                     outputs: node.outputs.iter().copied().collect(),
                     epilogue: Epilogue::default(),
+                    input_scale: None,
                 });
             }
             Ok(descs) => {
@@ -266,6 +269,14 @@ fn fuse(graph: &Graph, planned: &mut Vec<Planned>, cut: &Cut, state: &mut PlanSt
     }
     let mut gone = vec![false; planned.len()];
     for index in 0..planned.len() {
+        if let Some(gate) = gate_of(planned, index, state, &producer, &uses, &kept) {
+            for &value in planned[gate].inputs.iter().flatten() {
+                uses[value].iter_mut().filter(|user| **user == gate).for_each(|user| *user = index);
+            }
+            gone[gate] = true;
+        }
+    }
+    for index in 0..planned.len() {
         if gone[index] || !planned[index].operator.accepts_epilogue() || planned[index].outputs.len() != 1 {
             continue;
         }
@@ -287,6 +298,44 @@ fn fuse(graph: &Graph, planned: &mut Vec<Planned>, cut: &Cut, state: &mut PlanSt
     }
     let mut gone = gone.into_iter();
     planned.retain(|_| !gone.next().unwrap_or(false));
+}
+
+/// Lets node `index` multiply its input by a factor per image and channel itself, if a node does only that for it;
+/// gives that node.
+fn gate_of(
+    planned: &mut [Planned],
+    index: usize,
+    state: &PlanState,
+    producer: &[Option<usize>],
+    uses: &[SmallVec<[usize; 2]>],
+    kept: &[bool],
+) -> Option<usize> {
+    let node = &planned[index];
+    let value = node.inputs.first().copied().flatten()?;
+    if node.own_inputs != 1
+        || kept[value]
+        || uses[value][..] != [index]
+        || !node.operator.accepts_input_scale()
+    {
+        return None;
+    }
+    let gate = producer[value]?;
+    let &[Some(a), Some(b)] = &planned[gate].inputs[..] else { return None };
+    if planned[gate].operator.as_epilogue() != Some(AsEpilogue::Mul(None)) {
+        return None;
+    }
+    let desc = |value: ValueId| state.facts[value].as_ref().map(|fact| fact.desc);
+    let full = desc(value).filter(|desc| desc.dtype == DType::F32)?.shape;
+    let &[batch, channels, _, _] = full.dims() else { return None };
+    let factor = [batch, channels, 1, 1];
+    let (data, scale) = [(a, b), (b, a)].into_iter().find(|&(data, scale)| {
+        desc(data).is_some_and(|d| d.shape == full) && desc(scale).is_some_and(|d| d.shape.dims() == factor)
+    })?;
+    let node = &mut planned[index];
+    node.inputs[0] = Some(data);
+    node.input_scale = Some(node.inputs.len());
+    node.inputs.push(Some(scale));
+    Some(gate)
 }
 
 /// Appends node `consumer` to the epilogue of node `index`, if it fits. `Some(Some(v))`: it reads `v` as well.

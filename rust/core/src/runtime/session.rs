@@ -114,6 +114,12 @@ impl Session {
         self.executor.graph().inputs.iter().map(info).collect()
     }
 
+    /// Names of the outputs, in the order of the file.
+    #[must_use]
+    pub fn output_names(&self) -> &[String] {
+        &self.outputs
+    }
+
     /// The outputs, in the order of the file. Types and shapes are found by planning for two sizes of the input lengths
     /// that vary; lengths that differ between them are given as -1.
     #[must_use]

@@ -126,6 +126,30 @@ impl<F: Lanewise2> SimdOp for MapRow<'_, F> {
     }
 }
 
+/// Rows of `columns` values whose other operand is the same in every row, or one value per row.
+struct MapRows<'a, F> {
+    f: F,
+    a: Option<&'a [f32]>,
+    b: &'a [f32],
+    per_row: bool,
+    columns: usize,
+    out: &'a mut [f32],
+}
+
+impl<F: Lanewise2> SimdOp for MapRows<'_, F> {
+    type Output = ();
+
+    #[inline(always)]
+    fn run<S: Simd>(self, s: S) {
+        let Self { f, a, b, per_row, columns, out } = self;
+        for (index, out) in out.chunks_exact_mut(columns).enumerate() {
+            let a = a.map(|a| &a[index * columns..][..columns]);
+            let b = if per_row { Row::One(b[index]) } else { Row::Values(b) };
+            MapRow { f, a, b, out }.run(s);
+        }
+    }
+}
+
 /// Remainder with the sign of the divisor.
 fn floor_mod(a: f32, b: f32) -> f32 {
     let r = a % b;
@@ -220,6 +244,21 @@ fn broadcast_rows(
         Broadcast::Same => row(isa, f, a, Row::Values(b), out),
         Broadcast::Scalar => row(isa, f, a, Row::One(b[0]), out),
         Broadcast::PerRow | Broadcast::PerColumn => {
+            let per_row = broadcast == Broadcast::PerRow;
+            macro_rules! vector {
+                ($f:expr) => {
+                    isa.run(MapRows { f: $f, a, b, per_row, columns, out })
+                };
+            }
+            match f {
+                Binary::Add => return vector!(Add),
+                Binary::Sub => return vector!(Sub),
+                Binary::Mul => return vector!(Mul),
+                Binary::Div => return vector!(Div),
+                Binary::Min => return vector!(Min),
+                Binary::Max => return vector!(Max),
+                _ => {}
+            }
             for (index, out) in out.chunks_exact_mut(columns).enumerate() {
                 let a = a.map(|a| &a[index * columns..][..columns]);
                 let b = if broadcast == Broadcast::PerRow { Row::One(b[index]) } else { Row::Values(b) };

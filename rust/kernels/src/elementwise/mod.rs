@@ -8,4 +8,5 @@ pub mod vmath;
 mod tests;
 
 pub use binary::{Binary, Broadcast, binary, binary_in_place};
+pub(crate) use unary::unary_rows_in_place;
 pub use unary::{Unary, unary, unary_in_place};

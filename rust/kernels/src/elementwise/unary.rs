@@ -313,6 +313,68 @@ impl<F: Lanewise> SimdOp for MapInPlace<'_, F> {
     }
 }
 
+struct MapRows<F> {
+    f: F,
+    x: *mut f32,
+    rows: usize,
+    columns: usize,
+    stride: usize,
+}
+
+impl<F: Lanewise> SimdOp for MapRows<F> {
+    type Output = ();
+
+    #[inline(always)]
+    fn run<S: Simd>(self, s: S) {
+        let Self { f, x, rows, columns, stride } = self;
+        let whole = columns - columns % S::LANES;
+        for row in 0..rows {
+            // SAFETY: `unary_rows_in_place` passes on its caller's promise that every row holds `columns` values.
+            unsafe {
+                let row = x.add(row * stride);
+                for column in (0..whole).step_by(S::LANES) {
+                    s.store(row.add(column), f.apply(s, s.load(row.add(column))));
+                }
+                if whole < columns {
+                    let (tail, count) = (row.add(whole), columns - whole);
+                    s.store_partial(tail, count, f.apply(s, s.load_partial(tail, count)));
+                }
+            }
+        }
+    }
+}
+
+/// `x[r, c] = f(x[r, c])` for a block of a matrix whose rows are `stride` elements apart.
+///
+/// # Safety
+/// `x` must be valid for reading and writing `columns` values in each of the `rows`, and nobody else may use them.
+pub(crate) unsafe fn unary_rows_in_place(
+    isa: VectorIsa,
+    f: Unary,
+    x: *mut f32,
+    [rows, columns]: [usize; 2],
+    stride: usize,
+) {
+    let [rows, columns] = if stride == columns { [1, rows * columns] } else { [rows, columns] };
+    macro_rules! vector {
+        ($f:expr) => {
+            isa.run(MapRows { f: $f, x, rows, columns, stride })
+        };
+    }
+    macro_rules! scalar {
+        ($f:expr) => {
+            for row in 0..rows {
+                // SAFETY: the caller vouches for the rows.
+                let row = unsafe { std::slice::from_raw_parts_mut(x.add(row * stride), columns) };
+                row.iter_mut().for_each(|x| *x = $f(*x));
+            }
+        };
+    }
+    if f != Unary::Identity {
+        with_lanewise!(f, vector, scalar)
+    }
+}
+
 /// `out[i] = f(x[i])`.
 ///
 /// # Panics

@@ -40,13 +40,7 @@ pub fn exp<S: Simd>(s: S, x: S::F) -> S::F {
         [0.5, 0.166_666_67, 0.041_666_254, 0.008_333_263, 0.001_394_722_5, 0.000_199_193_78],
     );
     let value = s.add(s.fma(s.mul(r, r), tail, r), s.splat(1.0));
-    // 2^n in two factors, because n reaches -150 and 128.
-    let n = s.to_int(n);
-    let half = s.shr_i::<1>(n);
-    let bias = s.splat_i(127);
-    let first = s.as_float(s.shl_i::<23>(s.add_i(half, bias)));
-    let second = s.as_float(s.shl_i::<23>(s.add_i(s.sub_i(n, half), bias)));
-    s.mul(s.mul(value, first), second)
+    s.scale_exponent(value, n)
 }
 
 /// Natural logarithm: at most 2 ulp; -infinity at 0, NaN below, denormals included.

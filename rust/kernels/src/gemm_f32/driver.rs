@@ -6,7 +6,7 @@ use super::kernels::GemmF32;
 use super::micro::{A_STRIDE, K_BLOCK, TileArgs, TileEpilogue};
 use super::pack::{MatrixRows, PackedB, RowSource};
 use crate::elementwise::Unary;
-use crate::epilogue::{Epilogue, finish_row, is_deferred, strided_len};
+use crate::epilogue::{Epilogue, finish_block, is_deferred, strided_len};
 use crate::error::KernelError;
 use crate::parallel::{Executor, SharedOut, even_part, for_each_task};
 
@@ -217,10 +217,10 @@ impl<R: RowSource> Job<'_, R> {
             // `k_range.len()` rows, the tile is the caller's promise, and `Epilogue::check` covered the vectors.
             unsafe { self.kernel.tile(tile_rows.len(), width)(&args) };
             if last && is_deferred(self.epilogue) {
-                for i in 0..tile_rows.len() {
-                    // SAFETY: a row of the tile just written, which nobody else uses.
-                    let line = unsafe { std::slice::from_raw_parts_mut(c.add(i * self.out_stride), width) };
-                    finish_row(self.kernel.isa(), self.epilogue, row + i, column, line);
+                // SAFETY: the tile just written, which nobody else uses.
+                unsafe {
+                    let size = [tile_rows.len(), width];
+                    finish_block(self.kernel.isa(), self.epilogue, (row, column), c, size, self.out_stride);
                 }
             }
         }

@@ -140,7 +140,7 @@ impl GemmF32 {
     }
 
     /// The microkernel for `rows <= mr` and `columns <= nr` (both at least 1).
-    pub(super) fn tile(&self, rows: usize, columns: usize) -> TileFn {
+    pub(crate) fn tile(&self, rows: usize, columns: usize) -> TileFn {
         self.tiles[rows - 1][columns.div_ceil(self.isa.lanes()) - 1]
     }
 }

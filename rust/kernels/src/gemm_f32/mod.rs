@@ -26,5 +26,5 @@ pub(crate) use driver::{Output, product};
 pub use driver::{gemm_f32, scratch_len};
 pub use kernels::GemmF32;
 pub use pack::PackedB;
-pub(crate) use pack::{MatrixRows, RowSource, copy_run};
+pub(crate) use pack::{MatrixRows, RowSource, ScaledRows, copy_run};
 pub use reference::gemm_f32_reference;

@@ -120,7 +120,7 @@ impl PackedB {
     }
 
     /// The panel that holds column `first` (a multiple of the panel width), from row `p` on.
-    pub(super) fn panel(&self, first: usize, p: usize) -> &[f32] {
+    pub(crate) fn panel(&self, first: usize, p: usize) -> &[f32] {
         let start = first * self.k + p * self.nr;
         &self.data.as_slice()[start..first * self.k + self.k * self.nr]
     }
@@ -183,5 +183,54 @@ impl RowSource for MatrixRows<'_> {
         let data = &self.data[rows.start * self.row_stride + k.start..];
         let tile = &mut tile[..rows.len() * A_STRIDE];
         isa.run(PackMatrix { data, row_stride: self.row_stride, length: k.len(), tile });
+    }
+}
+
+/// A matrix whose element `(i, p)` is `data[i * row_stride + p] * scale[i / rows_per_scale * row_stride + p]`: pixels of
+/// images with a factor per image and channel.
+pub(crate) struct ScaledRows<'a> {
+    pub(crate) data: &'a [f32],
+    pub(crate) scale: &'a [f32],
+    pub(crate) row_stride: usize,
+    pub(crate) rows_per_scale: usize,
+}
+
+struct PackScaled<'a> {
+    data: &'a [f32],
+    row_stride: usize,
+    scale: &'a [f32],
+    tile: &'a mut [f32],
+}
+
+impl SimdOp for PackScaled<'_> {
+    type Output = ();
+
+    #[inline(always)]
+    fn run<S: Simd>(self, s: S) {
+        let Self { data, row_stride, scale, tile } = self;
+        let length = scale.len();
+        for (index, line) in tile.chunks_exact_mut(A_STRIDE).enumerate() {
+            let from = &data[index * row_stride..][..length];
+            for start in (0..length).step_by(S::LANES) {
+                let end = (start + S::LANES).min(length);
+                let value = s.mul(s.load_tail(&from[start..end]), s.load_tail(&scale[start..end]));
+                s.store_tail(&mut line[start..end], value);
+            }
+        }
+    }
+}
+
+impl RowSource for ScaledRows<'_> {
+    fn pack(&self, isa: VectorIsa, rows: Range<usize>, k: Range<usize>, tile: &mut [f32]) {
+        let (mut row, mut tile) = (rows.start, &mut tile[..rows.len() * A_STRIDE]);
+        while row < rows.end {
+            let image = row / self.rows_per_scale;
+            let end = rows.end.min((image + 1) * self.rows_per_scale);
+            let (now, rest) = std::mem::take(&mut tile).split_at_mut((end - row) * A_STRIDE);
+            let data = &self.data[row * self.row_stride + k.start..];
+            let scale = &self.scale[image * self.row_stride..][k.clone()];
+            isa.run(PackScaled { data, row_stride: self.row_stride, scale, tile: now });
+            (row, tile) = (end, rest);
+        }
     }
 }

@@ -122,6 +122,17 @@ pub trait Simd: Copy + Send + Sync + 'static {
     fn to_int(self, a: Self::F) -> Self::I;
     /// The integer part of floats within the range of `i32` (towards zero).
     fn trunc_int(self, a: Self::F) -> Self::I;
+    /// `x * 2^n` for whole `n` in `-150..=128` and `x` in `[0.5, 2]`, with gradual underflow.
+    #[inline(always)]
+    fn scale_exponent(self, x: Self::F, n: Self::F) -> Self::F {
+        // 2^n in two factors, because it need not be a normal number.
+        let n = self.to_int(n);
+        let half = self.shr_i::<1>(n);
+        let bias = self.splat_i(127);
+        let first = self.as_float(self.shl_i::<23>(self.add_i(half, bias)));
+        let second = self.as_float(self.shl_i::<23>(self.add_i(self.sub_i(n, half), bias)));
+        self.mul(self.mul(x, first), second)
+    }
     /// The first `count` signed bytes from `from`, widened; 0 in the other lanes.
     ///
     /// # Safety

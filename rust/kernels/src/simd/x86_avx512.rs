@@ -51,6 +51,11 @@ impl Simd for Avx512 {
     }
 
     #[inline(always)]
+    fn scale_exponent(self, x: Self::F, n: Self::F) -> Self::F {
+        // SAFETY: the token proves the CPU feature that the intrinsic needs.
+        unsafe { _mm512_scalef_ps(x, n) }
+    }
+    #[inline(always)]
     fn add(self, a: Self::F, b: Self::F) -> Self::F {
         // SAFETY: the token proves the CPU feature that the intrinsic needs.
         unsafe { _mm512_add_ps(a, b) }
