@@ -118,13 +118,11 @@ def print_comparison(result: CompareResult, show_all: bool) -> None:
             )
         common.print_table(layer_table(rows))
         click.echo("")
-    common.print_table(output_table(result.outputs))
+    common.print_table(output_table(result))
     if result.unmatched:
         common.note(
             f"{len(result.unmatched)} tensors of the model are not in the reference: {', '.join(result.unmatched[:5])}"
         )
-    for line in result.failures:
-        common.warn(line)
     verdict = "passed" if result.passed else "FAILED"
     samples = "1 sample" if result.samples == 1 else f"{result.samples} samples"
     click.echo(f"\n{verdict}: {result.model} against {result.reference}, {samples} ({result.data})")
@@ -135,7 +133,7 @@ def _selected(result: CompareResult, count: int) -> tuple[LayerError, ...]:
     return tuple(layer for layer in result.layers if layer.error.name in chosen)
 
 
-def _error_cells(error: OutputError) -> tuple[str, ...]:
+def _error_cells(error: OutputError) -> tuple[str, str, str, str]:
     from mnnq.report.tables import decibel
 
     if error.problem is not None:
@@ -147,31 +145,29 @@ def layer_table(layers: tuple[LayerError, ...]) -> Table:
     """Per layer: type, shape, cosine, SQNR, what the layer adds, largest errors."""
     from mnnq.report.tables import Table
 
-    rows = tuple(
-        (
-            layer.error.name,
-            layer.op_type,
-            "x".join(map(str, layer.error.shape)) or "scalar",
-            *_error_cells(layer.error)[:2],
-            "-" if layer.drop_db is None else f"{layer.drop_db:.1f}",
-            *_error_cells(layer.error)[2:],
-            layer.error.problem or "",
-        )
-        for layer in layers
-    )
-    columns = ("layer", "type", "shape", "cosine", "SQNR dB", "drop dB", "max abs", "relative", "problem")
-    if not any(row[-1] for row in rows):
-        rows, columns = tuple(row[:-1] for row in rows), columns[:-1]
-    return Table("", columns, rows, frozenset({3, 4, 5, 6, 7}))
+    columns = ["layer", "type", "shape", "cosine", "SQNR dB", "drop dB", "max abs", "relative"]
+    problems = any(layer.error.problem for layer in layers)
+    rows = []
+    for layer in layers:
+        cosine, sqnr, largest, relative = _error_cells(layer.error)
+        drop = "-" if layer.drop_db is None else f"{layer.drop_db:.1f}"
+        cells = [layer.error.name, layer.op_type, _shape(layer.error), cosine, sqnr, drop, largest, relative]
+        rows.append(tuple([*cells, layer.error.problem or ""] if problems else cells))
+    if problems:
+        columns.append("problem")
+    return Table("", tuple(columns), tuple(rows), frozenset({3, 4, 5, 6, 7}))
 
 
-def output_table(outputs: tuple[OutputError, ...]) -> Table:
-    """Per output: shape, cosine, SQNR, largest errors."""
+def output_table(result: CompareResult) -> Table:
+    """Per output: shape, cosine, SQNR, largest errors, verdict."""
     from mnnq.report.tables import Table
 
     rows = tuple(
-        (out.name, "x".join(map(str, out.shape)) or "scalar", *_error_cells(out), out.problem or "ok")
-        for out in outputs
+        (out.name, _shape(out), *_error_cells(out), result.failure(out) or "ok") for out in result.outputs
     )
     columns = ("output", "shape", "cosine", "SQNR dB", "max abs", "relative", "result")
     return Table("", columns, rows, frozenset({2, 3, 4, 5}))
+
+
+def _shape(error: OutputError) -> str:
+    return "x".join(map(str, error.shape)) or "scalar"

@@ -28,6 +28,9 @@ Source: TypeAlias = "str | os.PathLike[str] | Model"
 #: Called after each sample with (samples done, samples in all, name of the sample).
 Progress: TypeAlias = Callable[[int, int, str], None]
 
+#: SQNR from which a tensor counts as exact, in dB.
+EXACT_DB = 60.0
+
 #: Operators whose results are no layers: they make data, or move it unchanged.
 _NO_LAYERS = frozenset({"Input", "Const", "TrainableParam", "ConvertTensor"})
 
@@ -45,8 +48,8 @@ class LayerError:
     node
         Its name.
     drop_db
-        By how many dB its SQNR is below the worst of its inputs: what this layer adds. None for layers whose inputs
-        were not compared, or are exact.
+        By how many dB its SQNR is below the worst of its inputs, both at most `EXACT_DB`: what this layer adds. None
+        where something is wrong with the tensor.
     """
 
     error: OutputError
@@ -95,15 +98,18 @@ class CompareResult:
     @property
     def failures(self) -> tuple[str, ...]:
         """Why it did not pass, one line each."""
-        lines = []
-        for out in self.outputs:
-            if out.problem is not None:
-                lines.append(f"output {out.name!r}: {out.problem}")
-            elif self.min_sqnr_db is not None and out.sqnr_db < self.min_sqnr_db:
-                lines.append(f"output {out.name!r}: SQNR {out.sqnr_db:.1f} dB is below {self.min_sqnr_db:g}")
-            elif self.min_cosine is not None and out.cosine < self.min_cosine:
-                lines.append(f"output {out.name!r}: cosine {out.cosine:.6f} is below {self.min_cosine:g}")
-        return tuple(lines)
+        found = ((out.name, self.failure(out)) for out in self.outputs)
+        return tuple(f"output {name!r}: {failure}" for name, failure in found if failure is not None)
+
+    def failure(self, output: OutputError) -> str | None:
+        """What is wrong with an output; None when it passes."""
+        if output.problem is not None:
+            return output.problem
+        if self.min_sqnr_db is not None and output.sqnr_db < self.min_sqnr_db:
+            return f"SQNR {output.sqnr_db:.1f} dB is below {self.min_sqnr_db:g}"
+        if self.min_cosine is not None and output.cosine < self.min_cosine:
+            return f"cosine {output.cosine:.6f} is below {self.min_cosine:g}"
+        return None
 
     @property
     def passed(self) -> bool:
@@ -112,7 +118,7 @@ class CompareResult:
 
     def worst(self, count: int = 10) -> tuple[LayerError, ...]:
         """The layers that add most to the error: largest drop of SQNR first."""
-        ranked = [layer for layer in self.layers if layer.drop_db is not None and layer.error.problem is None]
+        ranked = [layer for layer in self.layers if layer.drop_db]
         return tuple(sorted(ranked, key=lambda layer: -(layer.drop_db or 0.0))[:count])
 
     def to_dict(self) -> dict[str, Any]:
@@ -322,13 +328,10 @@ class _Pair:
         for name, error in errors.items():
             op = self._producer[name]
             before = [errors[source].sqnr_db for source in self._sources(op.inputs) if source in errors]
-            worst = min(before, default=math.inf)
-            inputs_exact = math.isinf(worst) and bool(before)
-            drop = (
-                worst - error.sqnr_db
-                if before and not inputs_exact and math.isfinite(error.sqnr_db)
-                else None
-            )
+            drop = None
+            if error.problem is None:
+                worst = min(EXACT_DB, min(before, default=EXACT_DB))
+                drop = max(worst - min(error.sqnr_db, EXACT_DB), 0.0)
             found.append(LayerError(error, op.type, op.name, drop))
         return tuple(found)
 
