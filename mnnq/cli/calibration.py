@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -118,7 +118,7 @@ class DataOptions:
         ConfigError, InputError, OSError
             There are no data, or they do not fit the model.
         """
-        from mnnq.data import input_specs, open_dataset, preview, range_warnings
+        from mnnq.data import open_dataset
 
         assert self.path is not None
         wanted = self.samples if self.samples is not None else default_samples
@@ -136,14 +136,31 @@ class DataOptions:
             format=self.color,
             resize=self.resize,
         )
-        common.warn_all(dataset.warnings)
         if self.samples is not None and len(dataset) < self.samples and not dataset.warnings:
             common.warn(f"{self.path}: {self.samples} samples were asked for, {len(dataset)} are there")
-        common.warn_all(range_warnings(model, dataset))
-        if self.preview is not None:
-            common.check_output(self.preview, {"the data": self.path}, what="the preview")
-            result = preview(dataset, input_specs(model), self.preview)
-            for entry in result.ranges:
-                common.note(str(entry))
-            common.note(f"{self.preview} shows the first {result.samples} samples")
+        describe_data(model, dataset, self.preview, {"the data": self.path})
         return dataset
+
+
+def describe_data(
+    model: Model, dataset: Dataset, picture: Path | None, others: Mapping[str, Path | None]
+) -> None:
+    """Warn of what is suspicious about data, and save the preview.
+
+    Parameters
+    ----------
+    picture
+        The preview; None for none.
+    others
+        Files of the command that it must not replace.
+    """
+    from mnnq.data import input_specs, preview, range_warnings
+
+    common.warn_all(dataset.warnings)
+    common.warn_all(range_warnings(model, dataset))
+    if picture is not None:
+        common.check_output(picture, others, what="the preview")
+        result = preview(dataset, input_specs(model), picture)
+        for entry in result.ranges:
+            common.note(str(entry))
+        common.note(f"{picture} shows the first {result.samples} samples")

@@ -450,9 +450,9 @@ def _entries(value: object, key: str) -> tuple[InputEntry, ...]:
             isinstance(n, int) and not isinstance(n, bool) and n > 0 for n in shape
         )
         if shape is not None and not lengths:
-            raise _wrong(f"{key}: shape of {item['name']!r}", shape, "a list of lengths, 1 or more each")
+            raise _wrong(key, item, "a shape that is a list of lengths, 1 or more each")
         if number is not None and not _number(number):
-            raise _wrong(f"{key}: value of {item['name']!r}", number, "a number")
+            raise _wrong(key, item, "a value that is a number")
         entries.append(InputEntry(item["name"], None if shape is None else tuple(shape), number))
     names = [entry.name for entry in entries]
     if len(set(names)) < len(names):
