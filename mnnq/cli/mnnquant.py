@@ -43,7 +43,6 @@ def command(
     """
     import mnnq
     from mnnq.cli.calibration import describe_data
-    from mnnq.quantization.offline import OfflineConfig  # type: ignore[import-not-found,unused-ignore]
     from mnnq.quantization.quant_json import read_quant_json
 
     settings = read_quant_json(config)
@@ -55,15 +54,12 @@ def command(
     network = mnnq.load(source)
     dataset = settings.dataset(network)
     describe_data(network, dataset, preview, {"the output": output, "the configuration": config})
-    changes = {"fix": chosen.fix, "force": chosen.force}
-    if chosen.min_sqnr is not None:
-        changes["min_sqnr_db"] = chosen.min_sqnr
     offline.run_offline(
         source,
         output,
         network,
         dataset,
-        OfflineConfig(**settings.offline_options(compat=compat), **changes),
+        chosen.config(**settings.offline_options(compat=compat)),
         chosen,
         as_json=as_json,
         every_layer=settings.debug,

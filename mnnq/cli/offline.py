@@ -206,7 +206,7 @@ def run_offline(
 
         layers = offline.quantize_calibrated(network, statistics, dataset, quiet).report.integer
         names = [layer.name for layer in layers]
-        found = _guard(network, build, names, dataset, evaluation or dataset, options)
+        found = search_layers(network, build, names, dataset, evaluation or dataset, options)
         kept = replace(config, skip=(*config.skip, *found.skip))
         result = offline.quantize_calibrated(network, statistics, dataset, kept, progress=stage)
     written = result.model.save(output, external_weights=external_weights)
@@ -260,7 +260,7 @@ def offline_table(report: Any) -> Table:
     return Table("", columns, rows, frozenset({3, 4, 5, 6}))
 
 
-def _guard(
+def search_layers(
     network: Model,
     build: Callable[[frozenset[str]], Model],
     layers: list[str],
@@ -268,7 +268,7 @@ def _guard(
     evaluation: Dataset,
     options: Int8Options,
 ) -> GuardResult:
-    """Search for the layers to leave out."""
+    """Search for the layers to leave out, and say how it goes."""
     from mnnq.quantization.accuracy_guard import GuardLimits, guard, rank_by_error
     from mnnq.quantization.metrics import make_evaluator
 
