@@ -33,6 +33,8 @@ if TYPE_CHECKING:
     from mnnq.quantization.params_file import ParamsFile as ParamsFile
     from mnnq.quantization.params_file import read_params as read_params
     from mnnq.quantization.weight import QuantizedModel as QuantizedModel
+    from mnnq.report.compare import CompareResult as CompareResult
+    from mnnq.report.compare import compare as compare
     from mnnq.report.quantization import LayerReport as LayerReport
     from mnnq.report.quantization import QuantizationReport as QuantizationReport
     from mnnq.runtime.session import InferenceSession as InferenceSession
@@ -59,6 +61,8 @@ _HOME = {
     "ParamsFile": "quantization.params_file",
     "read_params": "quantization.params_file",
     "QuantizedModel": "quantization.weight",
+    "CompareResult": "report.compare",
+    "compare": "report.compare",
     "LayerReport": "report.quantization",
     "QuantizationReport": "report.quantization",
     "InferenceSession": "runtime.session",

@@ -19,6 +19,7 @@ from mnnq.files import is_mnn
 from mnnq.ir.model import Model
 from mnnq.quantization.embedding import stored_bits
 from mnnq.quantization.stored import Storage, describe
+from mnnq.report.errors import ErrorSums, OutputError
 
 #: Largest relative error that passes for a file of float weights.
 FLOAT_THRESHOLD = 1e-3
@@ -76,33 +77,6 @@ def default_threshold(model: Model, *, memory_low: bool = False, precision: str 
 
 
 @dataclass(frozen=True)
-class OutputError:
-    """How far one output is from the reference, over all samples.
-
-    Attributes
-    ----------
-    max_abs
-        Largest ``|y - ref|``.
-    relative
-        ``max_abs / max(|ref|)``; what the threshold is compared with.
-    cosine
-        ``sum y ref / (|y| |ref|)``; 1 when both are zero.
-    sqnr_db
-        ``10 log10(sum ref^2 / sum (y - ref)^2)``; infinite when they are equal.
-    problem
-        What makes the output wrong whatever the numbers (shape, NaN), or None.
-    """
-
-    name: str
-    shape: tuple[int, ...]
-    max_abs: float
-    relative: float
-    cosine: float
-    sqnr_db: float
-    problem: str | None = None
-
-
-@dataclass(frozen=True)
 class VerifyResult:
     """Outcome of a comparison."""
 
@@ -124,18 +98,6 @@ class VerifyResult:
 
     def to_dict(self) -> dict[str, Any]:
         """Return the outcome as JSON can hold it (no infinities)."""
-        outputs = [
-            {
-                "name": out.name,
-                "shape": list(out.shape),
-                "max_abs": _finite(out.max_abs),
-                "relative": _finite(out.relative),
-                "cosine": _finite(out.cosine),
-                "sqnr_db": _finite(out.sqnr_db),
-                "problem": out.problem,
-            }
-            for out in self.outputs
-        ]
         return {
             "reference": self.reference,
             "reference_engine": self.reference_engine,
@@ -145,41 +107,16 @@ class VerifyResult:
             "threshold": self.threshold,
             "threshold_reason": self.threshold_reason,
             "passed": self.passed,
-            "outputs": outputs,
+            "outputs": [out.to_dict() for out in self.outputs],
         }
-
-
-def _finite(value: float) -> float | None:
-    return value if math.isfinite(value) else None
 
 
 def compare(name: str, pairs: Sequence[tuple[npt.NDArray[Any], npt.NDArray[Any]]]) -> OutputError:
     """Compare an output with its reference over samples, given as (reference, output) pairs."""
-    shape = pairs[0][0].shape
-    difference = peak = 0.0
-    error = power = norm = dot = 0.0
+    sums = ErrorSums(name)
     for reference, output in pairs:
-        if reference.shape != output.shape:
-            problem = f"shape {list(output.shape)}, the reference has {list(reference.shape)}"
-            return OutputError(name, output.shape, math.inf, math.inf, 0.0, -math.inf, problem)
-        ref, out = reference.astype(np.float64), output.astype(np.float64)
-        if not np.isfinite(ref).all():
-            problem = "the reference is not finite on these inputs; give others"
-            return OutputError(name, shape, math.inf, math.inf, 0.0, -math.inf, problem)
-        if not np.isfinite(out).all():
-            return OutputError(name, shape, math.inf, math.inf, 0.0, -math.inf, "NaN or infinity")
-        if not ref.size:
-            continue
-        difference = max(difference, float(np.abs(out - ref).max()))
-        peak = max(peak, float(np.abs(ref).max()))
-        error += float(np.square(out - ref).sum())
-        power += float(np.square(ref).sum())
-        norm += float(np.square(out).sum())
-        dot += float((out * ref).sum())
-    relative = difference / peak if peak else (0.0 if difference == 0 else math.inf)
-    cosine = dot / math.sqrt(power * norm) if power and norm else float(power == norm)
-    sqnr = math.inf if error == 0 else 10 * math.log10(power / error) if power else -math.inf
-    return OutputError(name, shape, difference, relative, cosine, sqnr)
+        sums.add(reference, output)
+    return sums.result()
 
 
 def verify(

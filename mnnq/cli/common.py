@@ -137,24 +137,33 @@ def warn_all(messages: Iterable[str]) -> None:
 
 
 class ProgressLine:
-    """One line on stderr that is rewritten while layers are quantized; silent when stderr is no terminal."""
+    """One line on stderr that is rewritten while something goes on; silent when stderr is no terminal.
 
-    def __init__(self) -> None:
+    Parameters
+    ----------
+    unit, verb
+        What is counted, and what is done with it.
+    """
+
+    def __init__(self, unit: str = "layer", verb: str = "quantizing") -> None:
+        self._unit, self._verb = unit, verb
         self._terminal = sys.stderr is not None and sys.stderr.isatty()
         self._last = 0.0
         self._log = logging.getLogger("mnnq.progress")
         self._started = time.monotonic()
 
     def __call__(self, done: int, total: int, name: str) -> None:
-        """Show that `done` of `total` layers are done and `name` is next."""
-        self._log.info("layer %d of %d %s (%.1f s)", done, total, name, time.monotonic() - self._started)
+        """Show that `done` of `total` units are done and `name` is next."""
+        self._log.info(
+            "%s %d of %d %s (%.1f s)", self._unit, done, total, name, time.monotonic() - self._started
+        )
         if not self._terminal:
             return
         now = time.monotonic()
         if done < total and now - self._last < 0.1:
             return
         self._last = now
-        text = f"quantizing {done}/{total} {name}"[:78]
+        text = f"{self._verb} {done}/{total} {name}"[:78]
         sys.stderr.write(f"\r{text:<78}" if done < total else "\r" + " " * 78 + "\r")
         sys.stderr.flush()
 

@@ -23,6 +23,11 @@ COMMANDS = {
     "run": ("mnnq.cli.run", "Run a model in mnnq's own runtime and show its outputs."),
     "bench": ("mnnq.cli.bench", "Time a model in mnnq's own runtime, as a whole and per operator."),
     "verify": ("mnnq.cli.verify", "Run a .mnn file against its ONNX model and compare the outputs."),
+    "compare": ("mnnq.cli.compare", "Compare two versions of a model layer by layer on real data."),
+    "mnnquant": (
+        "mnnq.cli.mnnquant",
+        "Accept the form of MNN's own quantization tool: static int8 by a quant.json.",
+    ),
     "mnnconvert": ("mnnq.cli.mnn_flags", "Accept the options of MNN's own converter."),
 }
 

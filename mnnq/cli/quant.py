@@ -3,12 +3,32 @@
 from __future__ import annotations
 
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import click
+from click.core import ParameterSource
 
-from mnnq.cli import common
+from mnnq.cli import calibration, common, offline
+
+#: Options that say how weights are quantized: with them the result is not static int8, unless ``--int8`` says so.
+_WEIGHT_OPTIONS = {
+    "bits": "--bits",
+    "block": "--block",
+    "symmetric": "--symmetric",
+    "method": "--method",
+    "hqq": "--hqq",
+    "gain_correction": "--gain-correction",
+    "fp16": "--fp16",
+    "fp16_scales": "--fp16-scales",
+    "sparse": "--sparse",
+    "no_embeddings": "--no-embeddings",
+    "layers": "--layer",
+    "params": "--params",
+    "save_params": "--save-params",
+    "allow_unmatched": "--allow-unmatched",
+}
 
 _FIELDS = {"bits": int, "block": int, "method": str, "scheme": str}
 
@@ -90,15 +110,123 @@ class LayerOption(common.ParamBase):
 )
 @click.option("--external-weights", is_flag=True, help="Put weights into <output>.weight.")
 @click.option("--threads", type=int, help="Threads. [default: all CPUs]")
+@calibration.data_options("--calib", default_samples=offline.DEFAULT_SAMPLES)
+@offline.int8_options
 @common.input_shapes
 @common.json_option
 @common.verbosity
-def command(**options: Any) -> None:
-    """Quantize the weights of MODEL (ONNX or .mnn) and write a .mnn file."""
-    _run(**options)
+@click.pass_context
+def command(ctx: click.Context, /, **options: Any) -> None:
+    """Quantize MODEL (ONNX or .mnn) and write a .mnn file: its weights, or with --calib all of it to static int8.
+
+    Without data, weights become codes of --bits bits. With --calib, layers compute in int8 with ranges found on the data;
+    with --calib and an option on weights, weights become codes and the data serve --max-drop.
+    """
+    asked = [
+        flag
+        for name, flag in _WEIGHT_OPTIONS.items()
+        if ctx.get_parameter_source(name) not in (None, ParameterSource.DEFAULT)
+    ]
+    data = calibration.DataOptions.of(options)
+    chosen = offline.Int8Options.of(options)
+    if _static_int8(data, chosen, asked):
+        _run_int8(data, chosen, **options)
+    else:
+        _run(data, chosen, **options)
+
+
+def _static_int8(data: calibration.DataOptions, chosen: offline.Int8Options, asked: list[str]) -> bool:
+    """Whether static int8 is asked for.
+
+    Raises
+    ------
+    ConfigError
+        Options contradict each other, or do nothing.
+    """
+    from mnnq.errors import ConfigError
+
+    if data.path is None:
+        data.refuse_all("weights alone; give the data with --calib")
+        if data.samples is not None:
+            msg = "--samples goes with --calib, which names the data"
+            raise ConfigError(msg)
+        for flag in (["--int8"] if chosen.int8 else []) + chosen.given_for_int8():
+            msg = f"{flag} needs real data; give them with --calib"
+            raise ConfigError(msg)
+        if chosen.max_drop is not None:
+            msg = "--max-drop needs real data; give them with --calib"
+            raise ConfigError(msg)
+        return False
+    if chosen.int8:
+        wrong = [flag for flag in asked if flag not in ("--bits", "--allow-unmatched")]
+        if wrong:
+            msg = f"{wrong[0]} is for weights alone and does nothing with --int8"
+            raise ConfigError(msg)
+        return True
+    if not asked:
+        return True
+    for flag in chosen.given_for_int8():
+        msg = f"{flag} is for static int8, but {asked[0]} asks for weights alone; add --int8 or leave {asked[0]} out"
+        raise ConfigError(msg)
+    if chosen.max_drop is None:
+        msg = f"--calib does nothing with {asked[0]}: weights are quantized without data; add --int8 or --max-drop"
+        raise ConfigError(msg)
+    return False
+
+
+def _run_int8(
+    data: calibration.DataOptions,
+    chosen: offline.Int8Options,
+    *,
+    model: Path,
+    output: Path | None,
+    shapes: tuple[tuple[str, tuple[int, ...]], ...],
+    external_weights: bool,
+    as_json: bool,
+    bits: int | None,
+    skip: tuple[str, ...],
+    threads: int | None,
+    **_: Any,
+) -> None:
+    from mnnq import api
+
+    changes: dict[str, Any] = {"skip": skip, "threads": threads}
+    if bits is not None:
+        changes["bits"] = bits
+    config = chosen.config(**changes)
+    common.check_source(model)
+    output = output or model.with_name(f"{model.stem}-int8.mnn")
+    common.check_output(output, {"the input": model, "the data": data.path, "the preview": data.preview})
+    network = api.load(model, input_shapes=dict(shapes))
+    dataset = _calibration(data, chosen).open(network, default_samples=offline.DEFAULT_SAMPLES)
+    offline.run_offline(
+        model,
+        output,
+        network,
+        dataset,
+        config,
+        chosen,
+        evaluation=_evaluation(data, chosen, network),
+        as_json=as_json,
+        external_weights=external_weights,
+    )
+
+
+def _calibration(data: calibration.DataOptions, chosen: offline.Int8Options) -> calibration.DataOptions:
+    """The data to calibrate on: labels belong to those of ``--eval`` when there are such."""
+    return data if chosen.eval_data is None else replace(data, labels=None)
+
+
+def _evaluation(data: calibration.DataOptions, chosen: offline.Int8Options, network: Any) -> Any:
+    """The data for the metric; None for those of ``--calib``."""
+    if chosen.eval_data is None:
+        return None
+    return replace(data, path=chosen.eval_data, samples=None, shuffle=None, preview=None).open(network)
 
 
 def _run(
+    data: calibration.DataOptions,
+    chosen: offline.Int8Options,
     *,
     model: Path,
     output: Path | None,
@@ -125,6 +253,10 @@ def _run(
     from mnnq.quantization.weight import quantize_model
 
     network = api.load(model, input_shapes=dict(shapes))
+    found = None
+    if chosen.max_drop is not None:
+        found = _keep_metric(data, chosen, network, config, params_file)
+        config = _leaving_out(config, frozenset(found.skip))
     report = quantize_model(network, config, params=params_file, progress=common.ProgressLine())
     written = network.save(output, external_weights=external_weights)
     if save_params is not None:
@@ -134,9 +266,37 @@ def _run(
     seconds = time.monotonic() - started
     common.warn_all(report.warnings())
     if as_json:
-        common.emit_json(common.report_dict(model, output, written, report, seconds))
+        record = common.report_dict(model, output, written, report, seconds)
+        common.emit_json({**record, **offline.guard_dict(found)})
         return
     print_result(model, output, written, report, seconds)
+    if found is not None:
+        offline.print_guard(found)
+
+
+def _keep_metric(
+    data: calibration.DataOptions, chosen: offline.Int8Options, network: Any, config: Any, params: Any
+) -> Any:
+    """Search for the layers to leave float."""
+    from mnnq import api
+
+    dataset = _calibration(data, chosen).open(network)
+
+    def build(skip: frozenset[str]) -> Any:
+        return api.quantize_weights(network, _leaving_out(config, skip), params_file=params)
+
+    first = api.quantize_weights(network, config, params_file=params)
+    layers = [layer.name for layer in first.report.quantized]
+    evaluation = _evaluation(data, chosen, network) or dataset
+    return offline.search_layers(network, build, layers, dataset, evaluation, chosen)
+
+
+def _leaving_out(config: Any, skip: frozenset[str]) -> Any:
+    """The configuration with some layers left float."""
+    from mnnq.quantization.config import Override
+
+    extra = tuple(Override(name, {"bits": 0}, exact=True) for name in sorted(skip))
+    return replace(config, overrides=(*config.overrides, *extra))
 
 
 def print_result(source: Path, output: Path, written: int, report: Any, seconds: float) -> None:

@@ -1,0 +1,105 @@
+"""How far arrays are from their references: one definition for all comparisons."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+
+@dataclass(frozen=True)
+class OutputError:
+    """How far one tensor is from the reference, over all samples.
+
+    Attributes
+    ----------
+    name, shape
+        The tensor.
+    max_abs
+        Largest ``|y - ref|``.
+    relative
+        ``max_abs / max(|ref|)``.
+    cosine
+        ``sum y ref / (|y| |ref|)``; 1 when both are zero.
+    sqnr_db
+        ``10 log10(sum ref^2 / sum (y - ref)^2)``; infinite when they are equal.
+    problem
+        What makes the tensor wrong whatever the numbers (shape, NaN), or None.
+    """
+
+    name: str
+    shape: tuple[int, ...]
+    max_abs: float
+    relative: float
+    cosine: float
+    sqnr_db: float
+    problem: str | None = None
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the fields as JSON can hold them: what is not finite becomes None."""
+        return {
+            "name": self.name,
+            "shape": list(self.shape),
+            "max_abs": finite(self.max_abs),
+            "relative": finite(self.relative),
+            "cosine": finite(self.cosine),
+            "sqnr_db": finite(self.sqnr_db),
+            "problem": self.problem,
+        }
+
+
+def finite(value: float) -> float | None:
+    """The value, or None where JSON has no number for it."""
+    return value if math.isfinite(value) else None
+
+
+class ErrorSums:
+    """The sums behind an `OutputError`, fed sample by sample; memory does not grow with them."""
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+        self._shape: tuple[int, ...] | None = None
+        self._difference = self._peak = 0.0
+        self._error = self._power = self._norm = self._dot = 0.0
+        self._problem: tuple[str, tuple[int, ...]] | None = None
+
+    def add(self, reference: npt.NDArray[Any], output: npt.NDArray[Any]) -> None:
+        """Compare one sample; after a problem was found further ones change nothing."""
+        if self._problem is not None:
+            return
+        if self._shape is None:
+            self._shape = reference.shape
+        if reference.shape != output.shape:
+            problem = f"shape {list(output.shape)}, the reference has {list(reference.shape)}"
+            self._problem = problem, output.shape
+            return
+        ref, out = reference.astype(np.float64), output.astype(np.float64)
+        if not np.isfinite(ref).all():
+            self._problem = "the reference is not finite on these inputs; give others", self._shape
+            return
+        if not np.isfinite(out).all():
+            self._problem = "NaN or infinity", self._shape
+            return
+        if not ref.size:
+            return
+        self._difference = max(self._difference, float(np.abs(out - ref).max()))
+        self._peak = max(self._peak, float(np.abs(ref).max()))
+        self._error += float(np.square(out - ref).sum())
+        self._power += float(np.square(ref).sum())
+        self._norm += float(np.square(out).sum())
+        self._dot += float((out * ref).sum())
+
+    def result(self) -> OutputError:
+        """The error over the samples so far."""
+        if self._problem is not None:
+            problem, shape = self._problem
+            return OutputError(self.name, shape, math.inf, math.inf, 0.0, -math.inf, problem)
+        difference, peak, error, power = self._difference, self._peak, self._error, self._power
+        relative = difference / peak if peak else (0.0 if difference == 0 else math.inf)
+        both = power and self._norm
+        cosine = self._dot / math.sqrt(power * self._norm) if both else float(power == self._norm)
+        sqnr = math.inf if error == 0 else 10 * math.log10(power / error) if power else -math.inf
+        return OutputError(self.name, self._shape or (), difference, relative, cosine, sqnr)
