@@ -50,8 +50,8 @@ fn supported_operators() -> Vec<String> {
 /// fuse
 ///     Fuse element-wise operators into the operator before them.
 #[pyclass(frozen, module = "mnnq._native")]
-struct NativeSession {
-    session: Session,
+pub(crate) struct NativeSession {
+    pub(crate) session: Session,
     file: Option<PathBuf>,
 }
 
@@ -179,7 +179,7 @@ impl NativeSession {
 }
 
 /// An array that is read while a run goes on.
-enum Feed<'py> {
+pub(crate) enum Feed<'py> {
     F32(PyReadonlyArrayDyn<'py, f32>),
     I32(PyReadonlyArrayDyn<'py, i32>),
     U8(PyReadonlyArrayDyn<'py, u8>),
@@ -187,7 +187,7 @@ enum Feed<'py> {
 }
 
 impl<'py> Feed<'py> {
-    fn new(name: &str, value: &Bound<'py, PyAny>) -> PyResult<Self> {
+    pub(crate) fn new(name: &str, value: &Bound<'py, PyAny>) -> PyResult<Self> {
         fn readonly<'py, T: Element>(
             value: &Bound<'py, PyAny>,
         ) -> Option<PyResult<PyReadonlyArrayDyn<'py, T>>> {
@@ -210,7 +210,7 @@ impl<'py> Feed<'py> {
         Err(PyTypeError::new_err(text))
     }
 
-    fn view(&self, name: &str) -> PyResult<TensorView<'_>> {
+    pub(crate) fn view(&self, name: &str) -> PyResult<TensorView<'_>> {
         fn view<'a, T: Element + TensorElement>(
             name: &str,
             array: &'a PyReadonlyArrayDyn<'_, T>,
@@ -232,6 +232,11 @@ impl<'py> Feed<'py> {
 }
 
 impl NativeSession {
+    /// The exception for an error of this session.
+    pub(crate) fn error(&self, py: Python<'_>, error: RuntimeError) -> PyErr {
+        from_runtime(py, error, self.file.clone())
+    }
+
     fn run_observed<'py>(
         &self,
         py: Python<'py>,

@@ -34,7 +34,7 @@ impl Body {
     }
 
     fn plan(&self, inputs: &[TensorDesc], known: &[Option<Tensor>]) -> OpResult<Arc<Segment>> {
-        let request = Request { inputs, known, outputs: &self.outputs, observe: false };
+        let request = Request { inputs, known, outputs: &self.outputs, observe: false, watch: &[] };
         self.executor.plan(&request).map_err(|error| self.error(&error))
     }
 

@@ -5,6 +5,7 @@
 
 pub mod affine;
 pub mod error;
+pub mod observer;
 pub mod spec;
 pub mod weight;
 

@@ -21,6 +21,7 @@ struct PlanKey {
     known: Vec<Option<Tensor>>,
     outputs: Vec<ValueId>,
     observe: bool,
+    watch: Vec<ValueId>,
 }
 
 /// What to plan for.
@@ -31,7 +32,10 @@ pub(crate) struct Request<'a> {
     pub(crate) known: &'a [Option<Tensor>],
     /// Tensors wanted.
     pub(crate) outputs: &'a [ValueId],
+    /// Whether every tensor is shown.
     pub(crate) observe: bool,
+    /// Tensors that are shown.
+    pub(crate) watch: &'a [ValueId],
 }
 
 /// A graph that can be run on inputs of any shapes.
@@ -62,6 +66,7 @@ impl Executor {
             key.inputs == request.inputs
                 && key.outputs == request.outputs
                 && key.observe == request.observe
+                && key.watch == request.watch
                 && key.known == request.known
         };
         let mut plans = self.plans.lock().unwrap_or_else(PoisonError::into_inner);
@@ -75,6 +80,7 @@ impl Executor {
             known: request.known.to_vec(),
             outputs: request.outputs.to_vec(),
             observe: request.observe,
+            watch: request.watch.to_vec(),
         };
         plans.truncate(self.options.plan_cache - 1);
         plans.insert(0, (key, segment.clone()));
@@ -83,8 +89,13 @@ impl Executor {
 
     /// A plan for a request that is not kept.
     pub(crate) fn plan_once(&self, request: &Request<'_>) -> Result<Segment, RuntimeError> {
-        let state =
-            PlanState::new(&self.graph, request.inputs, request.known, request.outputs, request.observe);
+        let state = PlanState::new(
+            &self.graph,
+            request.inputs,
+            request.known,
+            request.outputs,
+            (request.observe, request.watch),
+        );
         plan_segment(&self.graph, &self.options, state)
     }
 

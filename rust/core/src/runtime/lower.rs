@@ -86,8 +86,11 @@ pub(super) fn segment(
         sizes: Vec::new(),
         taps: Vec::new(),
     };
-    if lowering.state.observe && lowering.state.depth == 0 {
+    if lowering.state.depth == 0 {
         for input in &graph.inputs {
+            if !lowering.is_shown(input.value) {
+                continue;
+            }
             let physical = lowering.physical(input.value)?;
             lowering.taps.push((0, input.value, physical));
         }
@@ -103,6 +106,11 @@ impl Lowering<'_> {
         let node = &self.graph.nodes[node];
         let (name, op_type) = (node.name.clone(), node.op_type.clone());
         move |source| RuntimeError::Op { node: name.clone(), op_type: op_type.clone(), source }
+    }
+
+    /// Whether an observer sees this tensor.
+    fn is_shown(&self, value: ValueId) -> bool {
+        self.state.observe || self.state.watch.contains(&value)
     }
 
     fn fact(&self, value: ValueId) -> Result<&ValueFact, RuntimeError> {
@@ -262,7 +270,7 @@ impl Lowering<'_> {
             if let Some(fact) = self.state.facts[value].as_mut() {
                 fact.desc = physical.desc;
             }
-            if self.state.observe {
+            if self.is_shown(value) {
                 self.taps.push((self.drafts.len(), value, *physical));
             }
         }

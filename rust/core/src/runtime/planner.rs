@@ -37,6 +37,8 @@ pub(crate) struct PlanState {
     pub(crate) depth: usize,
     /// Whether to keep and show every tensor.
     pub(crate) observe: bool,
+    /// Tensors to keep and show; what is fused otherwise stays fused.
+    pub(crate) watch: Vec<ValueId>,
 }
 
 impl PlanState {
@@ -46,7 +48,7 @@ impl PlanState {
         inputs: &[TensorDesc],
         known: &[Option<Tensor>],
         outputs: &[ValueId],
-        observe: bool,
+        (observe, watch): (bool, &[ValueId]),
     ) -> Self {
         let mut facts = vec![None; graph.names.len()];
         for (index, (input, desc)) in graph.inputs.iter().zip(inputs).enumerate() {
@@ -64,6 +66,7 @@ impl PlanState {
             wanted: outputs.iter().copied().enumerate().collect(),
             depth: 0,
             observe,
+            watch: watch.to_vec(),
         }
     }
 }
@@ -225,6 +228,9 @@ fn known_outputs(
 fn kept(graph: &Graph, cut: &Cut, state: &PlanState) -> Vec<bool> {
     let mut kept = vec![false; graph.names.len()];
     for &(_, value) in &state.wanted {
+        kept[value] = true;
+    }
+    for &value in &state.watch {
         kept[value] = true;
     }
     for &value in &cut.needs {

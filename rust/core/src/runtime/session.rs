@@ -1,5 +1,6 @@
 //! The public face of the runtime.
 
+use std::collections::{HashMap, HashSet};
 use std::path::Path;
 
 use mnnq_format::schema::{extra_info, net};
@@ -25,6 +26,13 @@ pub struct TensorInfo {
     pub dtype: Option<DType>,
     /// Shape, -1 for lengths that vary; `None` if only running tells.
     pub dims: Option<Vec<i64>>,
+}
+
+/// What of a run is shown.
+enum Watch<'a> {
+    Nothing,
+    Everything(Observer<'a>),
+    Some(&'a [ValueId], Observer<'a>),
 }
 
 /// A model that is ready to run.
@@ -159,7 +167,8 @@ impl Session {
             })
             .collect();
         let Some(inputs) = inputs else { return found };
-        let request = Request { inputs: &inputs, known: &[], outputs: &graph.outputs, observe: false };
+        let request =
+            Request { inputs: &inputs, known: &[], outputs: &graph.outputs, observe: false, watch: &[] };
         if let Ok(plan) = self.executor.plan_once(&request) {
             for (position, located) in &plan.results {
                 found[*position] = Some(located.desc);
@@ -183,7 +192,7 @@ impl Session {
         feeds: &[(&str, TensorView<'_>)],
         outputs: &[&str],
     ) -> Result<Vec<Tensor>, RuntimeError> {
-        self.run_with(feeds, outputs, None)
+        self.run_with(feeds, outputs, Watch::Nothing)
     }
 
     /// Runs the model and shows `observer` every tensor that is computed, by its name in the file: the inputs
@@ -198,14 +207,45 @@ impl Session {
         outputs: &[&str],
         observer: Observer<'_>,
     ) -> Result<Vec<Tensor>, RuntimeError> {
-        self.run_with(feeds, outputs, Some(observer))
+        self.run_with(feeds, outputs, Watch::Everything(observer))
+    }
+
+    /// Runs the model and shows `observer` the tensors called `names`, by their name in the file and in order of execution.
+    /// Whatever does not hide them is fused as usual, so that this costs little more than [`run`](Self::run). Tensors
+    /// that are constant, or that the outputs do not depend on, are not computed and not shown.
+    ///
+    /// # Errors
+    /// Those of [`run`](Self::run); [`RuntimeError::UnknownOutput`] if the file has no tensor of such a name.
+    pub fn watch(
+        &self,
+        feeds: &[(&str, TensorView<'_>)],
+        outputs: &[&str],
+        names: &[&str],
+        observer: Observer<'_>,
+    ) -> Result<Vec<Tensor>, RuntimeError> {
+        let known = &self.executor.graph().names;
+        let positions: HashMap<&str, ValueId> =
+            known.iter().enumerate().map(|(value, name)| (name.as_str(), value)).collect();
+        let find = |name: &&str| {
+            let unknown =
+                || RuntimeError::UnknownOutput { name: (*name).to_owned(), known: self.outputs.clone() };
+            positions.get(name).copied().ok_or_else(unknown)
+        };
+        let values = names.iter().map(find).collect::<Result<Vec<ValueId>, _>>()?;
+        let wanted: HashSet<&str> = names.iter().copied().collect();
+        let mut filtered = |name: &str, view: TensorView<'_>| {
+            if wanted.contains(name) {
+                observer(name, view);
+            }
+        };
+        self.run_with(feeds, outputs, Watch::Some(&values, &mut filtered))
     }
 
     fn run_with(
         &self,
         feeds: &[(&str, TensorView<'_>)],
         outputs: &[&str],
-        observer: Option<Observer<'_>>,
+        watch: Watch<'_>,
     ) -> Result<Vec<Tensor>, RuntimeError> {
         let graph = self.executor.graph();
         let views = self.ordered(feeds)?;
@@ -215,7 +255,12 @@ impl Session {
         } else {
             outputs.iter().map(|name| self.output(name)).collect::<Result<_, _>>()?
         };
-        let request = Request { inputs: &descs, known: &[], outputs: &wanted, observe: observer.is_some() };
+        let (observe, values, observer) = match watch {
+            Watch::Nothing => (false, &[][..], None),
+            Watch::Everything(observer) => (true, &[][..], Some(observer)),
+            Watch::Some(values, observer) => (false, values, Some(observer)),
+        };
+        let request = Request { inputs: &descs, known: &[], outputs: &wanted, observe, watch: values };
         let plan = self.executor.plan(&request)?;
         let mut found: Vec<Option<Tensor>> = vec![None; wanted.len()];
         let mut refused = None;
