@@ -3,6 +3,7 @@
 //! It converts values and errors; it holds no algorithm. Every module adds its functions through one `add`.
 
 mod arrays;
+mod calibrated;
 mod errors;
 mod format;
 mod quant;
@@ -21,6 +22,7 @@ mod _native {
         module.add("__version__", env!("CARGO_PKG_VERSION"))?;
         format::add(module)?;
         quant::add(module)?;
+        calibrated::add(module)?;
         session::add(module)
     }
 }
