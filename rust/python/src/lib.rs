@@ -4,6 +4,7 @@
 
 mod arrays;
 mod calibration;
+mod calibrated;
 mod errors;
 mod format;
 mod quant;
@@ -24,5 +25,7 @@ mod _native {
         quant::add(module)?;
         session::add(module)?;
         calibration::add(module)
+        calibrated::add(module)?;
+        session::add(module)
     }
 }

@@ -120,6 +120,15 @@ fn quantize_codes<'py>(
 ) -> PyResult<Bound<'py, PyDict>> {
     let options = Options { bits, symmetric, block, method, gain_correction, fp16_scales, threads };
     let quantized = options.run(py, weight)?;
+    codes_dict(py, &options, quantized)
+}
+
+/// What `quantize_codes` returns.
+pub(crate) fn codes_dict<'py>(
+    py: Python<'py>,
+    options: &Options<'_>,
+    quantized: QuantizedMatrix,
+) -> PyResult<Bound<'py, PyDict>> {
     let out = PyDict::new(py);
     out.set_item("stats", options.stats(py, &quantized)?)?;
     let row_errors: Vec<f64> = quantized.row_errors.iter().map(WeightError::relative_rms).collect();
@@ -138,29 +147,35 @@ fn matrix<T: Element>(py: Python<'_>, values: Vec<T>, shape: [usize; 2]) -> PyRe
 }
 
 /// The options as Python gives them.
-struct Options<'a> {
-    bits: i64,
-    symmetric: bool,
-    block: Option<i64>,
-    method: &'a str,
-    gain_correction: bool,
-    fp16_scales: bool,
-    threads: Option<i64>,
+pub(crate) struct Options<'a> {
+    pub(crate) bits: i64,
+    pub(crate) symmetric: bool,
+    pub(crate) block: Option<i64>,
+    pub(crate) method: &'a str,
+    pub(crate) gain_correction: bool,
+    pub(crate) fp16_scales: bool,
+    pub(crate) threads: Option<i64>,
+}
+
+/// The number of threads as Python gives it.
+pub(crate) fn thread_count(py: Python<'_>, threads: Option<i64>) -> PyResult<Option<usize>> {
+    match threads.map(usize::try_from) {
+        None => Ok(None),
+        Some(Ok(threads)) if threads > 0 => Ok(Some(threads)),
+        Some(_) => Err(invalid(py, "threads", "the number of threads must be positive")),
+    }
 }
 
 impl Options<'_> {
     fn run(&self, py: Python<'_>, weight: &Bound<'_, PyAny>) -> PyResult<QuantizedMatrix> {
         let weight = Matrix::extract(weight)?;
-        let threads = match self.threads.map(usize::try_from) {
-            None => None,
-            Some(Ok(threads)) if threads > 0 => Some(threads),
-            Some(_) => return Err(invalid(py, "threads", "the number of threads must be positive")),
-        };
-        let spec = self.spec(py, &weight)?;
+        let threads = thread_count(py, self.threads)?;
+        let spec = self.spec(py, weight.row_len())?;
         weight.quantize(py, &spec, threads).map_err(|error| invalid(py, error.key(), &error.to_string()))
     }
 
-    fn spec(&self, py: Python<'_>, weight: &Matrix<'_>) -> PyResult<WeightQuantSpec> {
+    /// The options, checked, for rows of `row_len`.
+    pub(crate) fn spec(&self, py: Python<'_>, row_len: usize) -> PyResult<WeightQuantSpec> {
         let raise = |error: QuantError| invalid(py, error.key(), &error.to_string());
         let bits = u32::try_from(self.bits).map_err(|_| {
             invalid(py, "bits", &format!("bit width {} is not supported; use 2 to 8", self.bits))
@@ -168,7 +183,6 @@ impl Options<'_> {
         let granularity = match self.block {
             None => Granularity::PerChannel,
             Some(len) => {
-                let row_len = weight.row_len();
                 let message = || format!("block length {len} is not positive; rows have {row_len} elements");
                 let len = usize::try_from(len).ok().filter(|&len| len > 0);
                 Granularity::PerBlock { len: len.ok_or_else(|| invalid(py, "block", &message()))? }
@@ -202,7 +216,8 @@ impl Options<'_> {
     }
 }
 
-fn invalid(py: Python<'_>, key: &str, message: &str) -> PyErr {
+/// A `QuantizationError` about an argument.
+pub(crate) fn invalid(py: Python<'_>, key: &str, message: &str) -> PyErr {
     raise(py, "QuantizationError", message, &Place { file: None, key: Some(key) })
 }
 

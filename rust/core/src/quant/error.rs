@@ -97,6 +97,45 @@ pub enum QuantError {
         /// The minimum as computed (0 when symmetric).
         min: f32,
     },
+    /// An input of a calibrated layer does not fit it.
+    #[error("an input of shape {shape:?} does not fit a layer of {channels} input channels{what}")]
+    Sample {
+        /// Shape of the input.
+        shape: Vec<usize>,
+        /// Input channels of the layer.
+        channels: usize,
+        /// What else is wrong, after a comma or empty.
+        what: &'static str,
+    },
+    /// A value of a calibrated layer's input is infinite or not a number.
+    #[error("the layer's input holds {value} on a calibration sample; its statistics need finite values")]
+    NonFiniteSample {
+        /// The value found.
+        value: f32,
+    },
+    /// A matrix does not fit the statistics of its inputs.
+    #[error(
+        "a weight matrix [{rows}, {row_len}] does not fit statistics of {groups} groups of {columns} inputs"
+    )]
+    Statistics {
+        /// Rows of the matrix.
+        rows: usize,
+        /// Elements per row.
+        row_len: usize,
+        /// Groups of the statistics.
+        groups: usize,
+        /// Inputs per group.
+        columns: usize,
+    },
+    /// Statistics were collected from nothing.
+    #[error("no calibration data was collected for the layer")]
+    NoData,
+    /// A kernel refused its arguments.
+    #[error("{reason}")]
+    Kernel {
+        /// What the kernel said.
+        reason: String,
+    },
     /// The thread pool could not be started.
     #[error("cannot start {threads} threads: {reason}")]
     Threads {
@@ -108,6 +147,11 @@ pub enum QuantError {
 }
 
 impl QuantError {
+    /// An error of a kernel.
+    pub(super) fn kernel(error: impl std::fmt::Display) -> Self {
+        Self::Kernel { reason: error.to_string() }
+    }
+
     /// The option the error is about, by its name in the Python interface; `weight` for the matrix itself.
     pub fn key(&self) -> &'static str {
         match self {
@@ -119,7 +163,10 @@ impl QuantError {
             | Self::NonFinite { .. }
             | Self::RangeOverflow { .. } => "weight",
             Self::HalfOverflow { .. } => "fp16_scales",
-            Self::Threads { .. } => "threads",
+            Self::Sample { .. } | Self::NonFiniteSample { .. } | Self::Statistics { .. } | Self::NoData => {
+                "calib"
+            }
+            Self::Threads { .. } | Self::Kernel { .. } => "threads",
         }
     }
 }

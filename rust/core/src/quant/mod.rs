@@ -5,6 +5,8 @@
 
 pub mod affine;
 pub mod error;
+pub mod linalg;
+pub mod moments;
 pub mod observer;
 pub mod spec;
 pub mod weight;

@@ -16,6 +16,7 @@ use mnnq_kernels::multiversion::{Level, Loop, dispatch};
 use rayon::prelude::*;
 
 pub mod gain;
+pub mod gptq;
 pub mod hqq;
 pub mod rtn;
 pub mod search;

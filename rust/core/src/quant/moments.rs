@@ -1,0 +1,591 @@
+//! Second moments of a layer's inputs, streamed.
+//!
+//! A layer computes `y = W x` for the inputs `x` that its kernel meets at every position (columns of im2col: input channel
+//! of the group, kernel row, kernel column). With `x'` the input in the quantized model, `x` that in the float model and
+//! `d = x - x'`, per group of channels
+//!
+//! ```text
+//! mean x',  mean d,  S = Cov(x', x'),  D = Cov(d, x')
+//! ```
+//!
+//! are all that choosing the weights needs. Positions are gathered into a tile of bounded size; full tiles are multiplied
+//! in single precision and added up in double precision, after the mean of the first tile was taken off. Memory does not
+//! grow with the data.
+
+use rayon::prelude::*;
+
+use super::error::QuantError;
+use super::linalg::product_transposed;
+
+/// Elements of a tile at most, over all groups.
+const TILE_ELEMENTS: usize = 1 << 21;
+/// Positions of a tile at least and at most.
+const TILE_POSITIONS: [usize; 2] = [128, 4096];
+/// Groups with fewer inputs are multiplied without packing.
+const SMALL: usize = 48;
+/// Columns of a product that are computed together: the other triangle is mostly left out.
+const COLUMNS: usize = 512;
+
+/// What of an input image each tap of a kernel meets.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Taps {
+    /// Kernel rows and columns.
+    pub kernel: [usize; 2],
+    /// Distance of outputs.
+    pub stride: [usize; 2],
+    /// Distance of taps.
+    pub dilation: [usize; 2],
+}
+
+/// An input image `[n, channels, height, width]`, row-major, with the windows over it.
+#[derive(Clone, Copy, Debug)]
+pub struct Images<'a> {
+    /// In the quantized model.
+    pub actual: &'a [f32],
+    /// In the float model, if it differs.
+    pub exact: Option<&'a [f32]>,
+    /// `[n, channels, height, width]`.
+    pub shape: [usize; 4],
+    /// Padding above and left.
+    pub pad: [usize; 2],
+    /// Output rows and columns.
+    pub outputs: [usize; 2],
+}
+
+/// Streamed moments of the inputs of a layer.
+#[derive(Clone, Debug)]
+pub struct Moments {
+    channels: usize,
+    groups: usize,
+    columns: usize,
+    taps: Taps,
+    count: usize,
+    actual: Tile,
+    delta: Option<Tile>,
+    filled: usize,
+    positions: usize,
+    /// `[groups, columns, columns]`, about the shift.
+    second: Vec<f64>,
+    /// `sum d x'^T`, likewise; empty without `delta`.
+    cross: Vec<f64>,
+}
+
+/// Positions to be added: `[groups * columns, positions]`.
+#[derive(Clone, Debug)]
+struct Tile {
+    data: Vec<f32>,
+    /// Mean of the first tile, taken off before products: `[groups * columns]`.
+    shift: Vec<f32>,
+    /// Sum after the shift.
+    sum: Vec<f64>,
+}
+
+impl Tile {
+    fn new(lines: usize, positions: usize) -> Self {
+        Self { data: vec![0.0; lines * positions], shift: Vec::new(), sum: vec![0.0; lines] }
+    }
+
+    /// Takes the shift off and adds the rest to the sums.
+    fn shift(&mut self, positions: usize, filled: usize) {
+        if self.shift.is_empty() {
+            let mean = |line: &[f32]| {
+                (line[..filled].iter().map(|&x| f64::from(x)).sum::<f64>() / filled as f64) as f32
+            };
+            self.shift = self.data.chunks_exact(positions).map(mean).collect();
+        }
+        let lines = self.data.par_chunks_exact_mut(positions).zip(&self.shift).zip(&mut self.sum);
+        lines.for_each(|((line, &shift), sum)| {
+            let mut total = 0.0;
+            for x in &mut line[..filled] {
+                *x -= shift;
+                total += f64::from(*x);
+            }
+            *sum += total;
+        });
+    }
+
+    /// Means, with the shift.
+    fn means(&self, count: usize) -> Vec<f64> {
+        let shift = self.shift.iter().copied().chain(std::iter::repeat(0.0));
+        self.sum.iter().zip(shift).map(|(sum, shift)| sum / count as f64 + f64::from(shift)).collect()
+    }
+}
+
+impl Moments {
+    /// Statistics of a layer with `channels` input channels in `groups` groups.
+    ///
+    /// `cross`: whether the inputs in the two models differ.
+    ///
+    /// # Errors
+    /// [`QuantError::Sample`] if the groups do not divide the channels.
+    pub fn new(channels: usize, groups: usize, taps: Taps, cross: bool) -> Result<Self, QuantError> {
+        let fits = groups > 0 && channels > 0 && channels.is_multiple_of(groups);
+        let columns =
+            if fits { (channels / groups).checked_mul(taps.kernel[0] * taps.kernel[1]) } else { None };
+        let Some(columns) = columns
+            .filter(|&columns| columns > 0 && taps.stride.iter().chain(&taps.dilation).all(|&n| n > 0))
+        else {
+            return Err(QuantError::Sample {
+                shape: Vec::new(),
+                channels,
+                what: ", which its groups must divide",
+            });
+        };
+        let lines = columns * groups;
+        let positions = (TILE_ELEMENTS / lines).clamp(TILE_POSITIONS[0], TILE_POSITIONS[1]);
+        let squares = groups * columns * columns;
+        Ok(Self {
+            channels,
+            groups,
+            columns,
+            taps,
+            count: 0,
+            actual: Tile::new(lines, positions),
+            delta: cross.then(|| Tile::new(lines, positions)),
+            filled: 0,
+            positions,
+            second: vec![0.0; squares],
+            cross: vec![0.0; if cross { squares } else { 0 }],
+        })
+    }
+
+    /// Inputs of a group that one output sees.
+    pub fn columns(&self) -> usize {
+        self.columns
+    }
+
+    /// Groups of channels.
+    pub fn groups(&self) -> usize {
+        self.groups
+    }
+
+    /// Positions seen.
+    pub fn count(&self) -> usize {
+        self.count
+    }
+
+    /// Adds what the kernel meets in some images.
+    ///
+    /// # Errors
+    /// [`QuantError::Sample`] if the images do not fit; [`QuantError::NonFiniteSample`] for infinite and NaN values.
+    pub fn add(&mut self, images: &Images<'_>) -> Result<(), QuantError> {
+        let [n, channels, height, width] = images.shape;
+        let length = channels * height * width * n;
+        let wrong = |what| QuantError::Sample { shape: images.shape.to_vec(), channels: self.channels, what };
+        if channels != self.channels {
+            return Err(wrong(""));
+        }
+        if images.actual.len() != length || images.exact.is_some_and(|exact| exact.len() != length) {
+            return Err(wrong(", or has another number of elements"));
+        }
+        if self.delta.is_some() != images.exact.is_some() {
+            return Err(wrong(", or is given for one model only"));
+        }
+        for values in [Some(images.actual), images.exact].into_iter().flatten() {
+            if let Some(&value) = values.iter().find(|x| !x.is_finite()) {
+                return Err(QuantError::NonFiniteSample { value });
+            }
+        }
+        for image in 0..n {
+            for y in 0..images.outputs[0] {
+                let mut x = 0;
+                while x < images.outputs[1] {
+                    let run = (images.outputs[1] - x).min(self.positions - self.filled);
+                    self.gather(images, image, y, x..x + run);
+                    self.filled += run;
+                    x += run;
+                    if self.filled == self.positions {
+                        self.flush()?;
+                    }
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// Copies what each tap meets at some outputs of one row into the tile.
+    fn gather(&mut self, images: &Images<'_>, image: usize, y: usize, outputs: std::ops::Range<usize>) {
+        let [_, channels, height, width] = images.shape;
+        let Taps { kernel, stride, dilation } = self.taps;
+        let (positions, filled) = (self.positions, self.filled);
+        let tile = &mut self.actual.data;
+        let mut delta = self.delta.as_mut().map(|delta| &mut delta.data);
+        let mut line = 0;
+        for channel in 0..channels {
+            for ky in 0..kernel[0] {
+                let row =
+                    (y * stride[0] + ky * dilation[0]).checked_sub(images.pad[0]).filter(|&row| row < height);
+                for kx in 0..kernel[1] {
+                    let at = line * positions + filled..line * positions + filled + outputs.len();
+                    line += 1;
+                    let Some(row) = row else {
+                        tile[at.clone()].fill(0.0);
+                        if let Some(delta) = &mut delta {
+                            delta[at].fill(0.0);
+                        }
+                        continue;
+                    };
+                    let source = ((image * channels + channel) * height + row) * width;
+                    let column = |x: usize| {
+                        (x * stride[1] + kx * dilation[1])
+                            .checked_sub(images.pad[1])
+                            .filter(|&column| column < width)
+                    };
+                    for (x, to) in outputs.clone().zip(at) {
+                        let value = column(x).map_or(0.0, |column| images.actual[source + column]);
+                        tile[to] = value;
+                        if let (Some(delta), Some(exact)) = (&mut delta, images.exact) {
+                            delta[to] = column(x).map_or(0.0, |column| exact[source + column]) - value;
+                        }
+                    }
+                }
+            }
+        }
+    }
+
+    /// Adds what the tile holds.
+    fn flush(&mut self) -> Result<(), QuantError> {
+        let filled = std::mem::take(&mut self.filled);
+        if filled == 0 {
+            return Ok(());
+        }
+        self.count += filled;
+        let (positions, columns) = (self.positions, self.columns);
+        self.actual.shift(positions, filled);
+        add_products(
+            &self.actual.data,
+            &self.actual.data,
+            &mut self.second,
+            [columns, positions, filled],
+            true,
+        )?;
+        if let Some(delta) = &mut self.delta {
+            delta.shift(positions, filled);
+            add_products(
+                &delta.data,
+                &self.actual.data,
+                &mut self.cross,
+                [columns, positions, filled],
+                false,
+            )?;
+        }
+        Ok(())
+    }
+
+    /// Ends the collection.
+    ///
+    /// # Errors
+    /// [`QuantError::NoData`] if nothing was added; [`QuantError::Kernel`] if a product cannot run.
+    pub fn finish(mut self) -> Result<Statistics, QuantError> {
+        self.flush()?;
+        if self.count == 0 {
+            return Err(QuantError::NoData);
+        }
+        let (columns, n) = (self.columns, self.count as f64);
+        let center = |sums: &mut [f64], left: &[f64]| {
+            let right = self.actual.sum.chunks_exact(columns);
+            let groups = sums.chunks_exact_mut(columns * columns).zip(left.chunks_exact(columns)).zip(right);
+            for ((square, left), right) in groups {
+                for (row, left) in square.chunks_exact_mut(columns).zip(left) {
+                    for (x, right) in row.iter_mut().zip(right) {
+                        *x = (*x - left * right / n) / n;
+                    }
+                }
+            }
+        };
+        center(&mut self.second, &self.actual.sum);
+        let delta = match &self.delta {
+            Some(delta) => {
+                center(&mut self.cross, &delta.sum);
+                Some(Delta { mean: delta.means(self.count), cross: std::mem::take(&mut self.cross) })
+            }
+            None => None,
+        };
+        Ok(Statistics {
+            groups: self.groups,
+            columns,
+            count: self.count,
+            mean: self.actual.means(self.count),
+            second: self.second,
+            delta,
+        })
+    }
+}
+
+/// Means and covariances of the inputs of a layer.
+#[derive(Clone, Debug)]
+pub struct Statistics {
+    /// Groups of channels.
+    pub groups: usize,
+    /// Inputs of a group that one output sees.
+    pub columns: usize,
+    /// Positions seen.
+    pub count: usize,
+    /// Mean of x': `[groups * columns]`.
+    pub mean: Vec<f64>,
+    /// `Cov(x', x')`: `[groups, columns, columns]`.
+    pub second: Vec<f64>,
+    /// What differs in the float model; None where nothing does.
+    pub delta: Option<Delta>,
+}
+
+/// How the inputs in the float model differ from those in the quantized model.
+#[derive(Clone, Debug)]
+pub struct Delta {
+    /// Mean of d: `[groups * columns]`.
+    pub mean: Vec<f64>,
+    /// `Cov(d, x')`: `[groups, columns, columns]`.
+    pub cross: Vec<f64>,
+}
+
+impl Statistics {
+    /// Adds the statistics of other inputs of the same layer.
+    ///
+    /// # Errors
+    /// [`QuantError::Statistics`] if they are not of the same shape.
+    pub fn merge(&mut self, other: &Self) -> Result<(), QuantError> {
+        let same = self.columns == other.columns && self.groups == other.groups;
+        if !same || self.delta.is_some() != other.delta.is_some() {
+            return Err(QuantError::Statistics {
+                rows: other.groups,
+                row_len: other.columns,
+                groups: self.groups,
+                columns: self.columns,
+            });
+        }
+        let (n, m) = (self.count as f64, other.count as f64);
+        let share = m / (n + m);
+        let gaps = |a: &[f64], b: &[f64]| -> Vec<f64> { a.iter().zip(b).map(|(a, b)| b - a).collect() };
+        let actual = gaps(&self.mean, &other.mean);
+        let columns = self.columns;
+        // The covariance of a union: the weighted mean of both, plus that of the two means.
+        let unite = |mine: &mut [f64], theirs: &[f64], left: &[f64]| {
+            for (line, (mine, theirs)) in
+                mine.chunks_exact_mut(columns).zip(theirs.chunks_exact(columns)).enumerate()
+            {
+                let right = &actual[line / columns * columns..][..columns];
+                for ((a, b), right) in mine.iter_mut().zip(theirs).zip(right) {
+                    *a += share * (b - *a) + share * (1.0 - share) * left[line] * right;
+                }
+            }
+        };
+        unite(&mut self.second, &other.second, &actual);
+        if let (Some(mine), Some(theirs)) = (&mut self.delta, &other.delta) {
+            let gap = gaps(&mine.mean, &theirs.mean);
+            unite(&mut mine.cross, &theirs.cross, &gap);
+            mine.mean.iter_mut().zip(&gap).for_each(|(a, gap)| *a += share * gap);
+        }
+        self.mean.iter_mut().zip(&actual).for_each(|(a, gap)| *a += share * gap);
+        self.count += other.count;
+        Ok(())
+    }
+
+    /// Checks that a matrix `[rows, row_len]` is one of a layer with these inputs.
+    pub(super) fn check(&self, rows: usize, row_len: usize) -> Result<(), QuantError> {
+        if row_len == self.columns && rows.is_multiple_of(self.groups) && rows > 0 {
+            return Ok(());
+        }
+        Err(QuantError::Statistics { rows, row_len, groups: self.groups, columns: self.columns })
+    }
+}
+
+/// `out[g, i, j] += sum_p a[g, i, p] b[g, j, p]`; when symmetric, `a` is `b`.
+fn add_products(
+    a: &[f32],
+    b: &[f32],
+    out: &mut [f64],
+    [columns, positions, filled]: [usize; 3],
+    symmetric: bool,
+) -> Result<(), QuantError> {
+    let (lines, squares) = (columns * positions, columns * columns);
+    if columns < SMALL {
+        let groups =
+            out.par_chunks_exact_mut(squares).zip(a.par_chunks_exact(lines)).zip(b.par_chunks_exact(lines));
+        groups.for_each(|((out, a), b)| small_products(a, b, out, [columns, positions, filled]));
+        return Ok(());
+    }
+    let mut product = vec![0.0_f32; columns * COLUMNS.min(columns)];
+    for ((out, a), b) in out.chunks_exact_mut(squares).zip(a.chunks_exact(lines)).zip(b.chunks_exact(lines)) {
+        for first in (0..columns).step_by(COLUMNS) {
+            let width = COLUMNS.min(columns - first);
+            // Rows from the diagonal on; the rest is the mirror image.
+            let top = if symmetric { first } else { 0 };
+            let height = columns - top;
+            let part = &mut product[..height * width];
+            product_transposed(
+                (&a[top * positions..], positions, height),
+                (&b[first * positions..], positions, width),
+                filled,
+                part,
+            )?;
+            for (i, line) in part.chunks_exact(width).enumerate() {
+                let to = (top + i) * columns + first;
+                for (x, &add) in out[to..to + width].iter_mut().zip(line) {
+                    *x += f64::from(add);
+                }
+            }
+        }
+        if symmetric {
+            for i in 0..columns {
+                for j in i + 1..columns {
+                    out[i * columns + j] = out[j * columns + i];
+                }
+            }
+        }
+    }
+    Ok(())
+}
+
+/// The same for few columns, in double precision.
+fn small_products(a: &[f32], b: &[f32], out: &mut [f64], [columns, positions, filled]: [usize; 3]) {
+    for i in 0..columns {
+        let left = &a[i * positions..][..filled];
+        for j in 0..columns {
+            let right = &b[j * positions..][..filled];
+            let mut lanes = [0.0_f64; 8];
+            let ((l, l_tail), (r, r_tail)) = (left.as_chunks::<8>(), right.as_chunks::<8>());
+            for (l, r) in l.iter().zip(r) {
+                for lane in 0..8 {
+                    lanes[lane] += f64::from(l[lane]) * f64::from(r[lane]);
+                }
+            }
+            let tail: f64 = l_tail.iter().zip(r_tail).map(|(&l, &r)| f64::from(l) * f64::from(r)).sum();
+            out[i * columns + j] += lanes.iter().sum::<f64>() + tail;
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn noise(n: usize, seed: usize) -> Vec<f32> {
+        (0..n).map(|i| (((i + seed) * (i + 3 * seed + 1)) as f32 * 0.017).sin() + 2.0).collect()
+    }
+
+    /// What the windows meet, by the definition: `[positions][groups * columns]`.
+    fn columns(x: &[f32], images: &Images<'_>, taps: Taps) -> Vec<Vec<f64>> {
+        let [n, c, h, w] = images.shape;
+        let mut out = Vec::new();
+        for i in 0..n {
+            for oy in 0..images.outputs[0] {
+                for ox in 0..images.outputs[1] {
+                    let mut column = Vec::new();
+                    for ch in 0..c {
+                        for ky in 0..taps.kernel[0] {
+                            for kx in 0..taps.kernel[1] {
+                                let y = (oy * taps.stride[0] + ky * taps.dilation[0]) as isize
+                                    - images.pad[0] as isize;
+                                let z = (ox * taps.stride[1] + kx * taps.dilation[1]) as isize
+                                    - images.pad[1] as isize;
+                                let inside = y >= 0 && z >= 0 && y < h as isize && z < w as isize;
+                                let at =
+                                    |y: isize, z: isize| ((i * c + ch) * h + y as usize) * w + z as usize;
+                                column.push(if inside { f64::from(x[at(y, z)]) } else { 0.0 });
+                            }
+                        }
+                    }
+                    out.push(column);
+                }
+            }
+        }
+        out
+    }
+
+    fn covariance(a: &[Vec<f64>], b: &[Vec<f64>], i: usize, j: usize) -> f64 {
+        let n = a.len() as f64;
+        let mean = |x: &[Vec<f64>], i: usize| x.iter().map(|x| x[i]).sum::<f64>() / n;
+        let (a_mean, b_mean) = (mean(a, i), mean(b, j));
+        a.iter().zip(b).map(|(a, b)| (a[i] - a_mean) * (b[j] - b_mean)).sum::<f64>() / n
+    }
+
+    #[test]
+    fn statistics_are_those_of_the_definition() {
+        let cases = [
+            ([2, 4, 9, 7], 2, [3, 3], [2, 1], [1, 2], [1, 2], [5, 5]),
+            ([3, 6, 5, 5], 6, [3, 3], [1, 1], [1, 1], [1, 1], [5, 5]),
+            ([1, 60, 12, 13], 1, [1, 1], [1, 1], [1, 1], [0, 0], [12, 13]),
+            ([300, 50, 1, 1], 1, [1, 1], [1, 1], [1, 1], [0, 0], [1, 1]),
+            ([1, 8, 20, 20], 1, [3, 3], [1, 1], [1, 1], [0, 0], [18, 18]),
+        ];
+        for (shape, groups, kernel, stride, dilation, pad, outputs) in cases {
+            let taps = Taps { kernel, stride, dilation };
+            let length = shape.iter().product();
+            let (actual, exact) = (noise(length, 1), noise(length, 2));
+            let images = Images { actual: &actual, exact: Some(&exact), shape, pad, outputs };
+            let mut moments = Moments::new(shape[1], groups, taps, true).unwrap();
+            moments.add(&images).unwrap();
+            let got = moments.finish().unwrap();
+            let x = columns(&actual, &images, taps);
+            let d: Vec<Vec<f64>> = columns(&exact, &images, taps)
+                .iter()
+                .zip(&x)
+                .map(|(e, x)| e.iter().zip(x).map(|(e, x)| e - x).collect())
+                .collect();
+            let delta = got.delta.as_ref().unwrap();
+            assert_eq!(got.count, x.len());
+            for group in 0..groups {
+                for i in 0..got.columns {
+                    let a = group * got.columns + i;
+                    let mean = x.iter().map(|x| x[a]).sum::<f64>() / x.len() as f64;
+                    assert!((got.mean[a] - mean).abs() < 1e-5);
+                    for j in 0..got.columns {
+                        let b = group * got.columns + j;
+                        let to = a * got.columns + j;
+                        assert!(
+                            (got.second[to] - covariance(&x, &x, a, b)).abs() < 1e-4,
+                            "{shape:?} {a} {b}"
+                        );
+                        assert!(
+                            (delta.cross[to] - covariance(&d, &x, a, b)).abs() < 1e-4,
+                            "{shape:?} {a} {b}"
+                        );
+                    }
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn parts_merge_to_the_whole() {
+        let taps = Taps { kernel: [3, 1], stride: [1, 1], dilation: [1, 1] };
+        let collect = |images: &[usize]| {
+            let mut moments = Moments::new(4, 2, taps, true).unwrap();
+            for &i in images {
+                let (actual, exact) = (noise(4 * 30, i), noise(4 * 30, i + 7));
+                let shape = [1, 4, 6, 5];
+                moments
+                    .add(&Images {
+                        actual: &actual,
+                        exact: Some(&exact),
+                        shape,
+                        pad: [1, 0],
+                        outputs: [6, 5],
+                    })
+                    .unwrap();
+            }
+            moments.finish().unwrap()
+        };
+        let whole = collect(&[1, 2, 3, 4, 5]);
+        let mut parts = collect(&[1, 2]);
+        parts.merge(&collect(&[3, 4, 5])).unwrap();
+        assert_eq!(parts.count, whole.count);
+        let close = |a: &[f64], b: &[f64]| a.iter().zip(b).all(|(a, b)| (a - b).abs() < 1e-5);
+        assert!(close(&parts.mean, &whole.mean) && close(&parts.second, &whole.second));
+        let (a, b) = (parts.delta.unwrap(), whole.delta.unwrap());
+        assert!(close(&a.mean, &b.mean) && close(&a.cross, &b.cross));
+    }
+
+    #[test]
+    fn wrong_inputs_are_refused() {
+        let taps = Taps { kernel: [1, 1], stride: [1, 1], dilation: [1, 1] };
+        assert!(matches!(Moments::new(5, 2, taps, false), Err(QuantError::Sample { .. })));
+        let new = || Moments::new(4, 1, taps, false).unwrap();
+        assert!(matches!(new().finish(), Err(QuantError::NoData)));
+        let images = |actual, shape| Images { actual, exact: None, shape, pad: [0, 0], outputs: [1, 1] };
+        assert!(new().add(&images(&[0.0; 3], [1, 3, 1, 1])).is_err());
+        assert!(new().add(&images(&[0.0; 3], [1, 4, 1, 1])).is_err());
+        let nan = [0.0, f32::NAN, 0.0, 0.0];
+        assert!(matches!(new().add(&images(&nan, [1, 4, 1, 1])), Err(QuantError::NonFiniteSample { .. })));
+    }
+}
