@@ -99,16 +99,7 @@ class ArrayDataset(Dataset):
             for file, i, count in pieces
         ]
         self._count, self._origin = len(pieces), str(path)
-        cached: dict[Path, list[_Arrays]] = {}
-
-        def fetch(index: int) -> _Arrays:
-            file, piece, _ = pieces[index]
-            if file not in cached:
-                cached.clear()
-                cached[file] = _split(_read(file, self.inputs), self.inputs, file)
-            return cached[file][piece]
-
-        self._fetch = fetch
+        self._fetch = _Pieces(pieces, self.inputs)
 
     # -- Python values
 
@@ -149,16 +140,38 @@ class ArrayDataset(Dataset):
         raise InputError(msg, key="dataset")
 
 
+class _Pieces:
+    """Samples by index from files; the arrays of the last file are kept."""
+
+    def __init__(self, pieces: Sequence[tuple[Path, int, int]], inputs: Sequence[InputSpec]) -> None:
+        self._pieces, self._inputs = pieces, inputs
+        self._file: Path | None = None
+        self._arrays: list[_Arrays] = []
+
+    def __call__(self, index: int) -> _Arrays:
+        file, piece, _ = self._pieces[index]
+        if file != self._file:
+            self._arrays = _split(_read(file, self._inputs), self._inputs, file)
+            self._file = file
+        return self._arrays[piece]
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "_file": None, "_arrays": []}
+
+
 class _Walk:
     """Index into a collection that can only be iterated; cheap when it is asked for one after the other."""
 
     def __init__(self, source: Iterable[Any]) -> None:
         self._source = source
-        self._iterator = iter(source)
+        self._iterator: Iterator[Any] | None = None
         self._next = 0
 
+    def __getstate__(self) -> dict[str, Any]:
+        return {"_source": self._source, "_iterator": None, "_next": 0}
+
     def __call__(self, index: int) -> Any:
-        if index < self._next:
+        if self._iterator is None or index < self._next:
             self._iterator, self._next = iter(self._source), 0
         try:
             while True:
@@ -213,13 +226,17 @@ def _read(path: Path, inputs: Sequence[InputSpec]) -> _Arrays:
     """The arrays of a file, by input name."""
     names = [spec.name for spec in inputs]
     try:
-        loaded = np.load(path, allow_pickle=False, mmap_mode="r" if path.suffix.lower() == ".npy" else None)
-        if isinstance(loaded, np.ndarray):
-            arrays = {"": loaded}
-        else:
-            with loaded:
+        if path.suffix.lower() == ".npz":
+            # numpy leaves a file open that turns out to be none, so it is opened here
+            with path.open("rb") as file, np.load(file, allow_pickle=False) as loaded:
                 arrays = {key: loaded[key] for key in loaded.files}
-    except (ValueError, EOFError, zipfile.BadZipFile, zlib.error) as error:
+        else:
+            arrays = {"": np.load(path, allow_pickle=False, mmap_mode="r")}
+            if not isinstance(arrays[""], np.ndarray):
+                arrays[""].close()
+                msg = "its name ends in .npy, but it is an .npz file"
+                raise ValueError(msg)
+    except (ValueError, EOFError, AttributeError, TypeError, zipfile.BadZipFile, zlib.error) as error:
         msg = f"not a file of arrays: {error}"
         raise InputError(msg, file=str(path)) from error
     if len(names) == 1 and len(arrays) == 1 and names[0] not in arrays:

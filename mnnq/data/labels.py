@@ -29,16 +29,22 @@ class Labels:
     classes: tuple[str, ...] | None = None
 
     def of(self, name: str) -> int:
-        """Class of an image, by its path in the folder or by its bare name.
+        """Class of an image, by its path in the folder or else by its bare name.
 
         Raises
         ------
         InputError
             The file does not name it.
         """
-        for key in (name, PurePosixPath(name).name):
-            if key in self.by_name:
-                return self.by_name[key]
+        if name in self.by_name:
+            return self.by_name[name]
+        bare = PurePosixPath(name).name
+        found = {label for key, label in self.by_name.items() if PurePosixPath(key).name == bare}
+        if len(found) == 1:
+            return found.pop()
+        if found:
+            msg = f"it names several classes for files called {bare!r} in different folders"
+            raise InputError(msg, file=str(self.path), key="labels")
         msg = f"it names no class for {name!r}"
         raise InputError(msg, file=str(self.path), key="labels")
 

@@ -191,7 +191,7 @@ class _Search:
     target: float
     limits: GuardLimits
     progress: Progress | None
-    started: float = field(default_factory=time.monotonic)
+    started: float = field(default_factory=lambda: time.monotonic())
     trials: list[Trial] = field(default_factory=list)
     known: dict[frozenset[str], Trial] = field(default_factory=dict)
     best: Trial | None = None
