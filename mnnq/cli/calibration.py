@@ -136,10 +136,15 @@ class DataOptions:
             format=self.color,
             resize=self.resize,
         )
-        if self.samples is not None and len(dataset) < self.samples and not dataset.warnings:
-            common.warn(f"{self.path}: {self.samples} samples were asked for, {len(dataset)} are there")
+        warn_of_few(dataset, self.samples)
         describe_data(model, dataset, self.preview, {"the data": self.path})
         return dataset
+
+
+def warn_of_few(dataset: Dataset, asked: int | None) -> None:
+    """Warn when there are fewer samples than were asked for."""
+    if asked is not None and len(dataset) < asked:
+        common.warn(f"{asked} samples were asked for, there are {dataset.description}")
 
 
 def describe_data(

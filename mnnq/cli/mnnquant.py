@@ -42,7 +42,7 @@ def command(
     Every key of QUANT.json works, changes nothing and says so, or is refused with the reason.
     """
     import mnnq
-    from mnnq.cli.calibration import describe_data
+    from mnnq.cli.calibration import describe_data, warn_of_few
     from mnnq.quantization.quant_json import read_quant_json
 
     settings = read_quant_json(config)
@@ -53,6 +53,7 @@ def command(
         common.note(line)
     network = mnnq.load(source)
     dataset = settings.dataset(network)
+    warn_of_few(dataset, settings.used_image_num or None)
     describe_data(network, dataset, preview, {"the output": output, "the configuration": config})
     offline.run_offline(
         source,

@@ -58,7 +58,7 @@ class ImageFolder(Dataset):
     constants
         Values of all other inputs, by name.
     samples
-        Images to use; by default all. Each is decoded once to see whether it can be, until there are enough.
+        Samples to use at most; by default all. Each image is decoded once to see whether it can be, until there are enough.
     seed
         Choose the images at random by this seed; by default the first.
     labels
@@ -193,7 +193,7 @@ class ImageFolder(Dataset):
             raise InputError(msg, file=str(self.path))
         good = good[: len(good) - spare]
         self._files = [found.files[i] for i in good]
-        self._warnings = tuple(self._describe_rest(bad, found, spare, samples))
+        self._warnings = tuple(self._describe_rest(bad, found, spare))
         self._classes = found.classes or (labels.classes if labels is not None else None)
         self._labels = self._label_all(found, good, labels)
 
@@ -210,9 +210,7 @@ class ImageFolder(Dataset):
         assert found.labels is not None
         return tuple(found.labels[i] for i in chosen)
 
-    def _describe_rest(
-        self, bad: Sequence[Unreadable], found: _Found, spare: int, samples: int | None
-    ) -> Iterator[str]:
+    def _describe_rest(self, bad: Sequence[Unreadable], found: _Found, spare: int) -> Iterator[str]:
         if bad:
             named = "; ".join(f"{self._relative(entry.path)} ({entry.reason})" for entry in bad[:_NAMED])
             more = f"; and {len(bad) - _NAMED} more" if len(bad) > _NAMED else ""
@@ -222,8 +220,6 @@ class ImageFolder(Dataset):
             yield f"{self.path}: sub-folders are not used where there are images beside them: {', '.join(found.ignored[:_NAMED])}"
         if spare:
             yield f"{self.path}: the last {spare} images do not fill a batch of {self._batch} and are not used"
-        if samples is not None and len(self._files) < samples * self._batch:
-            yield f"{self.path}: {samples * self._batch} images were asked for, {len(self._files)} are there"
 
     # -- one image
 

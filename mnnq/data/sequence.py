@@ -30,7 +30,7 @@ class SequenceFolder(Dataset):
     inputs
         Inputs of the model.
     samples
-        Sub-folders to use; by default all.
+        Sub-folders to use at most; by default all.
 
     Raises
     ------
@@ -58,8 +58,6 @@ class SequenceFolder(Dataset):
         if not self._folders:
             msg = "it has no sub-folders; each sample is one, with an input.json and a text file per input"
             raise InputError(msg, file=str(path))
-        self._found = len(self._folders)
-        self._asked = samples
         self._folders = self._folders[:samples]
 
     @property
@@ -70,15 +68,10 @@ class SequenceFolder(Dataset):
 
     @property
     def warnings(self) -> tuple[str, ...]:
-        """Files beside the sub-folders, which are not used; fewer samples than asked for."""
-        out = []
-        if self._extra and self._folders != [self.path]:
-            out.append(
-                f"{self.path}: files beside the sub-folders are not used: {', '.join(self._extra[:5])}"
-            )
-        if self._asked is not None and self._found < self._asked:
-            out.append(f"{self.path}: {self._asked} samples were asked for, {self._found} are there")
-        return tuple(out)
+        """Files beside the sub-folders, which are not used."""
+        if not self._extra or self._folders == [self.path]:
+            return ()
+        return (f"{self.path}: files beside the sub-folders are not used: {', '.join(self._extra[:5])}",)
 
     def __len__(self) -> int:
         return len(self._folders)
