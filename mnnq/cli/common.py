@@ -9,12 +9,11 @@ import sys
 import time
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
 import click
 
 if TYPE_CHECKING:
-    from mnnq.report.quantization import QuantizationReport
     from mnnq.report.tables import Table
 
 _F = TypeVar("_F", bound=Callable[..., Any])
@@ -168,8 +167,15 @@ class ProgressLine:
         sys.stderr.flush()
 
 
+class Report(Protocol):
+    """What was done, as JSON can hold it."""
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the report as a dictionary."""
+
+
 def report_dict(
-    source: Path, output: Path, written: int, report: QuantizationReport | None, seconds: float
+    source: Path, output: Path, written: int, report: Report | None, seconds: float
 ) -> Mapping[str, Any]:
     """What ``--json`` prints after a file was written."""
     return {

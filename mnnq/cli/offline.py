@@ -153,7 +153,7 @@ class Int8Options:
 
     def config(self, **changes: Any) -> Any:
         """The configuration of the quantizer."""
-        from mnnq.quantization.offline import OfflineConfig  # type: ignore[import-not-found,unused-ignore]
+        from mnnq.quantization.offline import OfflineConfig
 
         options: dict[str, Any] = {**changes, "fix": self.fix, "force": self.force}
         if self.range_method is not None:
@@ -189,7 +189,7 @@ def run_offline(
     QuantizationError
         The quantized model fails the check.
     """
-    from mnnq.quantization import offline  # type: ignore[attr-defined,unused-ignore]
+    from mnnq.quantization import offline
 
     started = time.monotonic()
     stage = _StageLine()

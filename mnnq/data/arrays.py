@@ -21,6 +21,9 @@ ITERATOR_LIMIT = 4 << 30
 #: Suffixes of files of arrays.
 SUFFIXES = (".npy", ".npz")
 
+#: Arrays of an .npz file that hold the class of each sample, unless the model has such an input.
+LABELS = ("labels", "label")
+
 _Arrays = dict[str, npt.NDArray[Any]]
 
 
@@ -30,8 +33,9 @@ class ArrayDataset(Dataset):
     Parameters
     ----------
     source
-        * a `.npz` file with an array per input (a single array is taken for the only input), or a `.npy` file for a
-          model with one input; memory is that of the file;
+        * a `.npz` file with an array per input (a single array is taken for the only input) and, if there are,
+          class indices under the name ``labels``; or a `.npy` file for a model with one input; memory is that of
+          the file;
         * a folder of such files, each with one sample or several;
         * a collection (list, dataset, anything with a length that can be iterated twice) of samples: mappings from
           input name to array, or the array itself for a model with one input;
@@ -57,6 +61,7 @@ class ArrayDataset(Dataset):
         super().__init__(inputs)
         self._fetch: Callable[[int], Any]
         self._names: list[str] = []
+        self._labels: tuple[int, ...] | None = None
         self._given: Any = None if isinstance(source, (str, Path)) else source
         if isinstance(source, (str, Path)):
             self._open(Path(source))
@@ -70,7 +75,9 @@ class ArrayDataset(Dataset):
 
     @property
     def labels(self) -> tuple[int, ...] | None:
-        """Labels of the collection, when it is a dataset that has them."""
+        """Labels of the files, or of the collection when it is a dataset that has them."""
+        if self._labels is not None:
+            return self._labels
         labels = getattr(self._given, "labels", None)
         return tuple(labels) if isinstance(labels, (tuple, list)) else None
 
@@ -90,9 +97,16 @@ class ArrayDataset(Dataset):
     def _open(self, path: Path) -> None:
         files = [path] if path.is_file() else _array_files(path)
         pieces: list[tuple[Path, int, int]] = []
+        labels: list[int] = []
         for file in files:
-            count = len(_split(_read(file, self.inputs), self.inputs, file))
+            arrays, found = _read(file, self.inputs)
+            count = len(_split(arrays, self.inputs, file))
             pieces += [(file, i, count) for i in range(count)]
+            labels += _labels(found, count, file)
+        if labels and len(labels) < len(pieces):
+            msg = "some of its files have labels and others have none"
+            raise InputError(msg, file=str(path), key="labels")
+        self._labels = tuple(labels) or None
         many = len(files) > 1
         self._names = [
             (f"{file.name}" if many else file.name) + (f"[{i}]" if count > 1 else "")
@@ -151,7 +165,7 @@ class _Pieces:
     def __call__(self, index: int) -> _Arrays:
         file, piece, _ = self._pieces[index]
         if file != self._file:
-            self._arrays = _split(_read(file, self._inputs), self._inputs, file)
+            self._arrays = _split(_read(file, self._inputs)[0], self._inputs, file)
             self._file = file
         return self._arrays[piece]
 
@@ -222,8 +236,18 @@ def _array_files(folder: Path) -> list[Path]:
     return files
 
 
-def _read(path: Path, inputs: Sequence[InputSpec]) -> _Arrays:
-    """The arrays of a file, by input name."""
+def _labels(found: npt.NDArray[Any] | None, count: int, file: Path) -> list[int]:
+    """Class indices of a file's samples; none when it has none."""
+    if found is None:
+        return []
+    if found.dtype.kind not in "iu" or found.size != count or (found.size and int(found.min()) < 0):
+        msg = f"labels are {found.dtype.name} {shape_text(found.shape)}, wanted {count} class indices from 0"
+        raise InputError(msg, file=str(file), key="labels")
+    return [int(label) for label in found.reshape(-1)]
+
+
+def _read(path: Path, inputs: Sequence[InputSpec]) -> tuple[_Arrays, npt.NDArray[Any] | None]:
+    """The arrays of a file by input name, and its labels."""
     names = [spec.name for spec in inputs]
     try:
         if path.suffix.lower() == ".npz":
@@ -239,8 +263,10 @@ def _read(path: Path, inputs: Sequence[InputSpec]) -> _Arrays:
     except (ValueError, EOFError, AttributeError, TypeError, zipfile.BadZipFile, zlib.error) as error:
         msg = f"not a file of arrays: {error}"
         raise InputError(msg, file=str(path)) from error
+    label = next((key for key in LABELS if key in arrays and key not in names), None)
+    labels = None if label is None else arrays.pop(label)
     if len(names) == 1 and len(arrays) == 1 and names[0] not in arrays:
-        return {names[0]: next(iter(arrays.values()))}
+        return {names[0]: next(iter(arrays.values()))}, labels
     if "" in arrays:
         msg = f"one array cannot feed {len(names)} inputs; give an .npz file with {', '.join(names)}"
         raise InputError(msg, file=str(path))
@@ -252,7 +278,7 @@ def _read(path: Path, inputs: Sequence[InputSpec]) -> _Arrays:
     if unknown:
         msg = f"the model has no input {unknown[0]!r}; it has {', '.join(names)}"
         raise InputError(msg, file=str(path), key=unknown[0])
-    return arrays
+    return arrays, labels
 
 
 def _split(arrays: _Arrays, inputs: Sequence[InputSpec], file: Path | None) -> list[_Arrays]:

@@ -239,6 +239,30 @@ def test_npz_files_that_do_not_fit(arrays: dict[str, np.ndarray], message: str, 
     assert "a.npz" in str(caught.value)
 
 
+def test_labels_of_files(tmp_path: Path) -> None:
+    np.savez(tmp_path / "a.npz", images=np.zeros((3, 3, 4, 4)), labels=np.array([4, 0, 1]))
+    data = ArrayDataset(tmp_path / "a.npz", [X])
+    assert data.labels == (4, 0, 1)
+    assert data.shard(0, 2).labels == (4, 1)
+    assert set(data[0]) == {"x"}
+    np.savez(tmp_path / "b.npz", x=np.zeros((1, 3, 4, 4)), label=np.array(2))
+    assert ArrayDataset(tmp_path, [X]).labels == (4, 0, 1, 2)
+    np.savez(tmp_path / "c.npz", x=np.zeros((2, 3, 4, 4)))
+    with pytest.raises(InputError, match="some of its files have labels") as caught:
+        ArrayDataset(tmp_path, [X])
+    assert caught.value.key == "labels"
+    taken = [InputSpec("x", "float32", (1, 3, 4, 4)), InputSpec("labels", "int64", (1,))]
+    np.savez(tmp_path / "c.npz", x=np.zeros((1, 3, 4, 4)), labels=np.array([2]))
+    assert ArrayDataset(tmp_path / "c.npz", taken).labels is None
+
+
+@pytest.mark.parametrize("labels", [[1], [0.5, 1.5, 1.0], [-1, 0, 1]], ids=str)
+def test_labels_that_do_not_fit(labels: list[float], tmp_path: Path) -> None:
+    np.savez(tmp_path / "a.npz", x=np.zeros((3, 3, 4, 4)), labels=np.array(labels))
+    with pytest.raises(InputError, match="wanted 3 class indices from 0"):
+        ArrayDataset(tmp_path / "a.npz", [X])
+
+
 def test_a_folder_of_files_in_order(tmp_path: Path) -> None:
     for name, value in (("b.npy", 2), ("a.npy", 1), ("c.npz", 3)):
         array = np.full((1, 3, 4, 4), value, np.float32)
