@@ -54,10 +54,6 @@ def data_options(
         click.option("--samples", type=click.IntRange(1), help=f"Samples to use. [default: {count}]"),
         click.option("--shuffle", type=int, metavar="SEED", help="Choose the samples at random. [default: the first by name]"),
         click.option(
-            "--labels", type=click.Path(path_type=Path),
-            help="File with a line per image: name and class. [default: names of sub-folders]",
-        ),
-        click.option(
             "--preview", type=click.Path(path_type=Path), metavar="FILE.png",
             help="Save what the network sees as a picture, and print the range of the values.",
         ),
@@ -92,7 +88,7 @@ class DataOptions:
     def of(cls, options: dict[str, Any]) -> DataOptions:
         """Take the values out of a command's options."""
         options["path"] = options.pop("data_path")
-        return cls(**{entry.name: options.pop(entry.name) for entry in fields(cls)})
+        return cls(**{entry.name: options.pop(entry.name, None) for entry in fields(cls)})
 
     def refuse_all(self, instead: str) -> None:
         """Check that nothing was given that goes with data files only.

@@ -71,8 +71,17 @@ def guard_options(function: _F) -> _F:
                 "file.py:function taking (outputs, sample). [default: accuracy with labels, else agreement]",
             ),
             click.option(
+                "--labels", type=click.Path(path_type=Path),
+                help="File with a line per image, name and class, for --metric. [default: names of sub-folders]",
+            ),
+            click.option(
                 "--eval", "eval_data", type=click.Path(path_type=Path), metavar="DIR|FILE",
                 help="Data for the metric, read as those of --calib. [default: those of --calib]",
+            ),
+            click.option(
+                "--fallback", type=click.Choice(["float", "16", "8"]),
+                help="What --max-drop leaves layers at when weights alone are quantized: float, or 16 or 8 bits. "
+                "[default: float]",
             ),
             click.option(
                 "--max-trials", type=click.IntRange(1), help="Models that --max-drop tries at most. [default: 64]"
@@ -117,6 +126,7 @@ class Int8Options:
     max_drop: float | None = None
     metric: str | None = None
     eval_data: Path | None = None
+    fallback: str | None = None
     max_trials: int | None = None
     time_limit: float | None = None
     min_sqnr: float | None = None
@@ -124,7 +134,7 @@ class Int8Options:
     force: bool = False
 
     #: Names of the fields that go with `max_drop` only.
-    GUARD = ("metric", "eval_data", "max_trials", "time_limit")
+    GUARD = ("metric", "eval_data", "fallback", "max_trials", "time_limit")
 
     @classmethod
     def of(cls, options: dict[str, Any]) -> Int8Options:
@@ -145,6 +155,11 @@ class Int8Options:
                     msg = f"{_flag(name)} goes with --max-drop, which says what is to be kept"
                     raise ConfigError(msg)
         return result
+
+    @property
+    def fallback_bits(self) -> int:
+        """Bits of the weights of layers that are left out; 0 for float."""
+        return 0 if self.fallback in (None, "float") else int(self.fallback or 0)
 
     def given_for_int8(self) -> list[str]:
         """Flags that concern static int8 only."""
@@ -324,12 +339,12 @@ def guard_dict(result: GuardResult | None) -> dict[str, Any]:
     }
 
 
-def print_guard(result: GuardResult) -> None:
-    """Print the outcome of the search."""
+def print_guard(result: GuardResult, bits: int = 0) -> None:
+    """Print the outcome of the search; `bits` are those of the layers left out, 0 for float."""
     names = ", ".join(result.skip) or "none"
     click.echo(
         f"metric {result.reference:.4f} -> {result.best.metric:.4f} ({'kept' if result.met else 'NOT kept'}); "
-        f"layers left float: {names}"
+        f"layers left {f'at {bits} bits' if bits else 'float'}: {names}"
     )
 
 

@@ -145,6 +145,9 @@ def _static_int8(data: calibration.DataOptions, chosen: offline.Int8Options, ask
     """
     from mnnq.errors import ConfigError
 
+    if data.labels is not None and chosen.max_drop is None:
+        msg = "--labels goes with --max-drop, which says what is to be kept"
+        raise ConfigError(msg)
     if data.path is None:
         data.refuse_all("weights alone; give the data with --calib")
         if data.samples is not None:
@@ -189,7 +192,11 @@ def _run_int8(
     **_: Any,
 ) -> None:
     from mnnq import api
+    from mnnq.errors import ConfigError
 
+    if chosen.fallback_bits:
+        msg = f"{chosen.fallback}: static int8 leaves layers float"
+        raise ConfigError(msg, key="--fallback")
     changes: dict[str, Any] = {"skip": skip, "threads": threads}
     if bits is not None:
         changes["bits"] = bits
@@ -256,7 +263,7 @@ def _run(
     found = None
     if chosen.max_drop is not None:
         found = _keep_metric(data, chosen, network, config, params_file)
-        config = _leaving_out(config, frozenset(found.skip))
+        config = _leaving_out(config, frozenset(found.skip), chosen.fallback_bits)
     report = quantize_model(network, config, params=params_file, progress=common.ProgressLine())
     written = network.save(output, external_weights=external_weights)
     if save_params is not None:
@@ -271,7 +278,7 @@ def _run(
         return
     print_result(model, output, written, report, seconds)
     if found is not None:
-        offline.print_guard(found)
+        offline.print_guard(found, chosen.fallback_bits)
 
 
 def _keep_metric(
@@ -283,7 +290,9 @@ def _keep_metric(
     dataset = _calibration(data, chosen).open(network)
 
     def build(skip: frozenset[str]) -> Any:
-        return api.quantize_weights(network, _leaving_out(config, skip), params_file=params)
+        return api.quantize_weights(
+            network, _leaving_out(config, skip, chosen.fallback_bits), params_file=params
+        )
 
     first = api.quantize_weights(network, config, params_file=params)
     layers = [layer.name for layer in first.report.quantized]
@@ -291,11 +300,11 @@ def _keep_metric(
     return offline.search_layers(network, build, layers, dataset, evaluation, chosen)
 
 
-def _leaving_out(config: Any, skip: frozenset[str]) -> Any:
-    """The configuration with some layers left float."""
+def _leaving_out(config: Any, skip: frozenset[str], bits: int) -> Any:
+    """The configuration with some layers left at `bits`, 0 for float."""
     from mnnq.quantization.config import Override
 
-    extra = tuple(Override(name, {"bits": 0}, exact=True) for name in sorted(skip))
+    extra = tuple(Override(name, {"bits": bits}, exact=True) for name in sorted(skip))
     return replace(config, overrides=(*config.overrides, *extra))
 
 

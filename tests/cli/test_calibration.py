@@ -107,6 +107,7 @@ def test_json_holds_report_and_data(
         (["--preset", "unit"], "--preset goes with data from files"),
         (["--samples", "3"], "--samples goes with --calib"),
         (["--preview", "a.png"], "--preview goes with data from files"),
+        (["--calib", "DIR", "--preset", "unit", "--labels", "l.txt"], "--labels goes with --max-drop"),
         (["--metric", "accuracy"], "--metric goes with --max-drop"),
         (["--calib", "DIR"], "say how pixels become values of the input: a preset (imagenet"),
         (["--calib", "DIR", "--preset", "unit", "--bits", "4"], "--calib does nothing with --bits"),
@@ -119,6 +120,11 @@ def test_json_holds_report_and_data(
         (["--calib", "DIR", "--preset", "unit", "--max-drop", "-1"], "use a drop such as 0.5% or 0.005"),
         (["--calib", "DIR", "--preset", "unit", "--size", "8x8"], "size: (8, 8), but input 'x'"),
         (["--calib", "DIR", "--preset", "unit", "--mean", "1,2"], "mean: 2 numbers for RGB"),
+        (
+            ["--calib", "DIR", "--preset", "unit", "--max-drop", "1%", "--fallback", "8"],
+            "static int8 leaves layers",
+        ),
+        (["--calib", "DIR", "--preset", "unit", "--fallback", "8"], "--fallback goes with --max-drop"),
         (["--calib", "NOTHING", "--preset", "unit"], "No such file or directory"),
         (
             ["--calib", "DIR", "--preset", "unit", "--max-drop", "1%", "--metric", "accuracy"],
@@ -235,6 +241,20 @@ def test_max_drop_for_weights_alone(tmp_path: Path, capsys: pytest.CaptureFixtur
     skipped = set(record["metric"]["skipped"])
     assert skipped
     assert {layer["name"] for layer in record["layers"] if layer["bits"] == 32} == skipped
+
+
+def test_weights_fall_back_to_more_bits(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = tmp_path / "chain.mnn"
+    mnn_models.chain().save(path)
+    np.save(tmp_path / "x.npy", np.random.default_rng(0).standard_normal((24, 96, 8, 8)).astype(np.float32))
+    arguments = ["quant", str(path), "-b", "2", "--calib", str(tmp_path / "x.npy"), "--max-drop", "5%"]
+    assert run([*arguments, "--fallback", "8", "--json"]) == 0
+    record = json.loads(capsys.readouterr().out)
+    skipped = set(record["metric"]["skipped"])
+    assert skipped
+    assert {layer["name"] for layer in record["layers"] if layer["bits"] == 8} == skipped
+    assert run([*arguments, "--fallback", "16"]) == 0
+    assert "layers left at 16 bits: " in capsys.readouterr().out
 
 
 def test_a_target_that_cannot_be_met_writes_the_best(
