@@ -125,12 +125,10 @@ class ImageProcess:
     def pixels(self, picture: Image, size: tuple[int, int] | None = None) -> npt.NDArray[np.uint8]:
         """As `apply`, before mean and scale: ``[height, width, channels]``, 0 to 255."""
         height, width = self.size or size or (picture.height, picture.width)
+        plain = _eight_bits(picture).convert("RGBA" if self.format.channels == 4 else "RGB")
         if self.resize is Resize.MNN:
-            rgba = corner_aligned(_rgba(picture), height, width, self.center_crop)
-            return _reorder(rgba, self.format)
-        sized = self._sized(
-            _eight_bits(picture).convert("RGBA" if self.format.channels == 4 else "RGB"), height, width
-        )
+            return _reorder(corner_aligned(np.asarray(plain), height, width, self.center_crop), self.format)
+        sized = self._sized(plain, height, width)
         rgb = np.asarray(sized)
         return _reorder(rgb, self.format)
 
@@ -214,10 +212,6 @@ def _eight_bits(picture: Image) -> Image:
         shift = 256 if values.size and values.max() > 255 else 1
         return Pil.fromarray((values // shift).astype(np.uint8))
     return picture
-
-
-def _rgba(picture: Image) -> npt.NDArray[np.uint8]:
-    return np.asarray(_eight_bits(picture).convert("RGBA"))
 
 
 def _reorder(pixels: npt.NDArray[np.uint8], color: ColorFormat) -> npt.NDArray[np.uint8]:

@@ -66,10 +66,15 @@ def _mix(
     y, x = np.clip(y, 0, pixels.shape[0] - 1), np.clip(x, 0, pixels.shape[1] - 1)
     top, left = y.astype(np.intp), x.astype(np.intp)
     bottom, right = np.ceil(y).astype(np.intp), np.ceil(x).astype(np.intp)
-    fy, fx = (y - top.astype(_F32))[:, None, None], (x - left.astype(_F32))[None, :, None]
+    fy, fx = (y - top.astype(_F32))[:, None], (x - left.astype(_F32))[None, :]
     one = _F32(1)
-    upper, lower = pixels[top].astype(_F32), pixels[bottom].astype(_F32)
-    value = (one - fx) * (one - fy) * upper[:, left] + fx * (one - fy) * upper[:, right]
-    value += fy * (one - fx) * lower[:, left]
-    value += fx * fy * lower[:, right]
-    return np.asarray(np.clip(value, 0, 255), np.uint8)
+    weights = ((one - fx) * (one - fy), fx * (one - fy), fy * (one - fx), fx * fy)
+    out = np.empty((len(y), len(x), pixels.shape[2]), np.uint8)
+    for channel in range(pixels.shape[2]):  # planes are faster than short vectors of channels
+        upper, lower = (pixels[rows, :, channel].astype(_F32) for rows in (top, bottom))
+        value = weights[0] * upper.take(left, axis=1)
+        value += weights[1] * upper.take(right, axis=1)
+        value += weights[2] * lower.take(left, axis=1)
+        value += weights[3] * lower.take(right, axis=1)
+        out[:, :, channel] = np.clip(value, 0, 255, out=value)
+    return out
