@@ -9,11 +9,13 @@ import sys
 import time
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
 if TYPE_CHECKING:
+    from mnnq.quantization.offline.report import OfflineReport
+    from mnnq.report.quantization import QuantizationReport
     from mnnq.report.tables import Table
 
 _F = TypeVar("_F", bound=Callable[..., Any])
@@ -167,15 +169,12 @@ class ProgressLine:
         sys.stderr.flush()
 
 
-class Report(Protocol):
-    """What was done, as JSON can hold it."""
-
-    def to_dict(self) -> dict[str, Any]:
-        """Return the report as a dictionary."""
-
-
 def report_dict(
-    source: Path, output: Path, written: int, report: Report | None, seconds: float
+    source: Path,
+    output: Path,
+    written: int,
+    report: QuantizationReport | OfflineReport | None,
+    seconds: float,
 ) -> Mapping[str, Any]:
     """What ``--json`` prints after a file was written."""
     return {

@@ -7,15 +7,21 @@ import shutil
 from pathlib import Path
 
 import numpy as np
+import onnx
 import pytest
+from onnx import helper
 from PIL import Image
 
 import mnnq
 from mnnq.cli.main import run
 from mnnq.data import ArrayDataset, input_specs
-from mnnq.quantization import offline
 from mnnq.quantization.metrics import make_evaluator
-from tests import mnn_models
+from mnnq.writer.to_mnn import to_bytes
+from tests import builders, mnn_models
+
+#: Static int8.
+offline = pytest.importorskip("mnnq.quantization.offline")
+pytest.importorskip("mnnq.quantization.offline.calibration")
 
 DIGITS = Path(__file__).resolve().parents[2] / "examples/digits"
 
@@ -116,6 +122,54 @@ def test_few_bits_need_no_clamp_value(method: str, tmp_path: Path, monkeypatch: 
         result = offline.quantize_offline(model, data, config)
         found[bits] = mnnq.compare(model, result.model, data).outputs[0].sqnr_db
     assert found[8] > found[6] > found[4] > 3
+
+
+def two_inputs(path: Path) -> Path:
+    """A convolution of a picture, scaled by a second input."""
+    rng = np.random.default_rng(0)
+    nodes = [
+        helper.make_node("Conv", ["image", "w", "b"], ["c"], pads=[1, 1, 1, 1]),
+        helper.make_node("Relu", ["c"], ["r"]),
+        helper.make_node("Mul", ["r", "gain"], ["m"]),
+        helper.make_node("Conv", ["m", "v"], ["y"]),
+    ]
+    constants = {
+        "w": rng.normal(0, 0.3, (16, 3, 3, 3)).astype(np.float32),
+        "b": rng.normal(0, 0.3, 16).astype(np.float32),
+        "v": rng.normal(0, 0.3, (8, 16, 1, 1)).astype(np.float32),
+    }
+    inputs = {"image": np.zeros((1, 3, 12, 12), np.float32), "gain": np.zeros((1, 16, 1, 1), np.float32)}
+    onnx.save(builders.model(nodes, inputs, ["y"], constants), path)
+    return path
+
+
+@pytest.mark.parametrize("method", ["mse", "kl", "admm", "ema"])
+def test_models_of_several_inputs(method: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Crashes, NaN and layers silently left float in MNN's tool."""
+    path = two_inputs(tmp_path / "two.onnx")
+    rng = np.random.default_rng(1)
+    images = rng.standard_normal((12, 3, 12, 12)).astype(np.float32)
+    np.savez(tmp_path / "data.npz", image=images, gain=rng.uniform(0.5, 1, (12, 16, 1, 1)).astype(np.float32))
+    arguments = ["quant", str(path), "--calib", str(tmp_path / "data.npz"), "--range", method, "--json"]
+    assert run(arguments) == 0
+    record = json.loads(capsys.readouterr().out)
+    convolutions = [layer for layer in record["layers"] if layer["op_type"] == "Convolution"]
+    assert len(convolutions) == 2
+    assert all(layer["integer"] for layer in convolutions)
+    small = tmp_path / "two-int8.mnn"
+    arguments = ["compare", str(path), str(small), "--data", str(tmp_path / "data.npz"), "--min-sqnr", "15"]
+    assert run(arguments) == 0
+
+
+def test_the_model_given_is_not_changed() -> None:
+    model = mnn_models.chain()
+    before = to_bytes(model)
+    data = ArrayDataset(
+        np.random.default_rng(0).standard_normal((4, 96, 8, 8)).astype(np.float32), input_specs(model)
+    )
+    result = offline.quantize_offline(model, data, offline.OfflineConfig(force=True))
+    assert result.model is not model
+    assert to_bytes(model) == before
 
 
 def test_names_that_match_nothing_are_an_error(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
