@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import math
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -60,7 +61,7 @@ class ImageFolder(Dataset):
     samples
         Samples to use at most; by default all. Each image is decoded once to see whether it can be, until there are enough.
     seed
-        Choose the images at random by this seed; by default the first.
+        Choose the images at random by this seed; by default the first, or the first of each class in turn.
     labels
         File that names the class of each image, see `read_labels`.
     changes
@@ -169,7 +170,7 @@ class ImageFolder(Dataset):
         if samples is not None and (isinstance(samples, bool) or samples < 1):
             msg = f"{samples!r} samples are not possible; use 1 or more"
             raise ConfigError(msg, key="samples")
-        candidates = list(range(len(found.files)))
+        candidates = found.spread()
         if seed is not None:
             candidates = [int(i) for i in np.random.default_rng(seed).permutation(len(found.files))]
         wanted = len(candidates) if samples is None else samples * self._batch
@@ -291,6 +292,17 @@ class _Found:
     labels: list[int] | None = None
     classes: tuple[str, ...] | None = None
     ignored: tuple[str, ...] = ()
+
+    def spread(self) -> list[int]:
+        """Indices of the files in the order they are chosen: one of each class after the other."""
+        if self.labels is None:
+            return list(range(len(self.files)))
+        seen: Counter[int] = Counter()
+        ranks = []
+        for index, label in enumerate(self.labels):
+            ranks.append((seen[label], label, index))
+            seen[label] += 1
+        return [index for _, _, index in sorted(ranks)]
 
     @classmethod
     def of(cls, path: Path) -> _Found:

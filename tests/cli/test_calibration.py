@@ -110,7 +110,6 @@ def test_json_holds_report_and_data(
         (["--calib", "DIR", "--preset", "unit", "--labels", "l.txt"], "--labels goes with --max-drop"),
         (["--metric", "accuracy"], "--metric goes with --max-drop"),
         (["--calib", "DIR"], "say how pixels become values of the input: a preset (imagenet"),
-        (["--calib", "DIR", "--preset", "unit", "--bits", "4"], "--calib does nothing with --bits"),
         (
             ["--calib", "DIR", "--preset", "unit", "--method", "hqq", "--fix"],
             "--fix is for static int8, but --method",

@@ -243,6 +243,13 @@ def test_sub_folders_are_classes(tmp_path: Path) -> None:
     assert data.subset(2, seed=0).labels is not None
 
 
+def test_samples_are_spread_over_the_classes(tmp_path: Path) -> None:
+    save(tmp_path, [f"{name}/{i}.png" for name in ("a", "b", "c") for i in range(4)])
+    data = ImageFolder(tmp_path, NCHW, "raw", samples=5)
+    assert data.labels == (0, 0, 1, 1, 2)
+    assert [data.source(i) for i in range(5)] == ["a/0.png", "a/1.png", "b/0.png", "b/1.png", "c/0.png"]
+
+
 def test_sub_folders_beside_images_are_not_used(tmp_path: Path) -> None:
     data = ImageFolder(save(tmp_path, ["a.png", "more/b.png"]), NCHW, "raw")
     assert len(data) == 1
