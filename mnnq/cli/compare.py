@@ -145,13 +145,13 @@ def layer_table(layers: tuple[LayerError, ...]) -> Table:
     """Per layer: type, shape, cosine, SQNR, what the layer adds, largest errors."""
     from mnnq.report.tables import Table
 
-    columns = ["layer", "type", "shape", "cosine", "SQNR dB", "drop dB", "max abs", "relative"]
+    columns = ["layer", "type", "shape", "cosine", "SQNR dB", "adds %", "max abs", "relative"]
     problems = any(layer.error.problem for layer in layers)
     rows = []
     for layer in layers:
         cosine, sqnr, largest, relative = _error_cells(layer.error)
-        drop = "-" if layer.drop_db is None else f"{layer.drop_db:.1f}"
-        cells = [layer.error.name, layer.op_type, _shape(layer.error), cosine, sqnr, drop, largest, relative]
+        added = "-" if layer.added is None else f"{100 * layer.added:.2g}"
+        cells = [layer.error.name, layer.op_type, _shape(layer.error), cosine, sqnr, added, largest, relative]
         rows.append(tuple([*cells, layer.error.problem or ""] if problems else cells))
     if problems:
         columns.append("problem")

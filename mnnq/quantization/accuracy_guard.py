@@ -166,17 +166,17 @@ def rank_by_error(
 ) -> list[str]:
     """Order layers by how much noise each adds, most first: one pass over the data.
 
-    The measure is the drop of the signal-to-noise ratio from the inputs of a layer to its output
-    (`mnnq.report.compare.LayerError.drop_db`). Layers that were not compared come last, in the order given.
+    The measure is the noise that a layer adds to that of its inputs (`mnnq.report.compare.LayerError.added`). Layers
+    that were not compared come last, in the order given.
     """
     from mnnq.report.compare import compare
 
-    drops: dict[str, float] = {}
+    noise: dict[str, float] = {}
     for layer in compare(reference, quantized, data).layers:
-        drop = float("inf") if layer.drop_db is None else layer.drop_db
+        added = float("inf") if layer.added is None else layer.added
         for name in (layer.node, layer.error.name):
-            drops[name] = max(drop, drops.get(name, 0.0))
-    return sorted(layers, key=lambda name: -drops.get(name, -1.0))
+            noise[name] = max(added, noise.get(name, 0.0))
+    return sorted(layers, key=lambda name: -noise.get(name, -1.0))
 
 
 # -- selection
@@ -258,8 +258,8 @@ def select(
     """Find a small set of layers that, left out, brings the metric to `target`.
 
     With everything quantized the metric may do already. Else the shortest beginning of the ranking that does is found,
-    by doubling its length and then halving the interval; after that each of its layers, from the least to the most
-    sensitive, is put back if the metric allows. The result cannot be shortened by any one layer (unless a limit
+    by doubling its length and then halving the interval; after that halves, quarters and at last single layers of it
+    are put back where the metric allows, the least sensitive first. The result cannot be shortened by any one layer (unless a limit
     ended the search); that no other set is smaller would take a trial per set to know. Whatever happens, the best
     model found so far is what is returned.
 
@@ -324,18 +324,22 @@ def _doubled(count: int) -> Iterator[int]:
 
 
 def _shorten(search: _Search, order: Sequence[str], length: int | None) -> None:
-    """Put layers back one by one, the least sensitive first, as long as the target stays met."""
+    """Put layers back, the least sensitive first, as long as the target stays met: halves, quarters ... one by one."""
     if length is None:
         return
     kept = list(order[:length])
-    for position, layer in enumerate(reversed(order[:length])):
-        if len(kept) == 1:
-            return
-        trial = search.try_out(frozenset(kept) - {layer}, length - position - 1)
-        if trial is None:
-            return
-        if trial.met:
-            kept.remove(layer)
+    size = len(kept) // 2
+    while size >= 1:
+        end = len(kept)
+        while end > 0 and len(kept) > 1:
+            part = kept[max(0, end - size) : end]
+            trial = search.try_out(frozenset(kept) - frozenset(part), len(kept) // size)
+            if trial is None:
+                return
+            if trial.met:
+                kept = [layer for layer in kept if layer not in part]
+            end -= len(part)
+        size = min(size // 2, len(kept) // 2) if size > 1 else 0
 
 
 def guard(

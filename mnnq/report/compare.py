@@ -28,9 +28,6 @@ Source: TypeAlias = "str | os.PathLike[str] | Model"
 #: Called after each sample with (samples done, samples in all, name of the sample).
 Progress: TypeAlias = Callable[[int, int, str], None]
 
-#: SQNR from which a tensor counts as exact, in dB.
-EXACT_DB = 60.0
-
 #: Operators whose results are no layers: they make data, or move it unchanged.
 _NO_LAYERS = frozenset({"Input", "Const", "TrainableParam", "ConvertTensor"})
 
@@ -47,15 +44,15 @@ class LayerError:
         The operator in the model that is compared.
     node
         Its name.
-    drop_db
-        By how many dB its SQNR is below the worst of its inputs, both at most `EXACT_DB`: what this layer adds. None
-        where something is wrong with the tensor.
+    added
+        Noise that this layer adds: the power of the error of its output relative to the power of the output, less
+        that of its worst input; 0 when it adds none. None where something is wrong with the tensor.
     """
 
     error: OutputError
     op_type: str
     node: str
-    drop_db: float | None = None
+    added: float | None = None
 
 
 @dataclass(frozen=True)
@@ -117,9 +114,9 @@ class CompareResult:
         return not self.failures
 
     def worst(self, count: int = 10) -> tuple[LayerError, ...]:
-        """The layers that add most to the error: largest drop of SQNR first."""
-        ranked = [layer for layer in self.layers if layer.drop_db]
-        return tuple(sorted(ranked, key=lambda layer: -(layer.drop_db or 0.0))[:count])
+        """The layers that add most noise, most first."""
+        ranked = [layer for layer in self.layers if layer.added]
+        return tuple(sorted(ranked, key=lambda layer: -(layer.added or 0.0))[:count])
 
     def to_dict(self) -> dict[str, Any]:
         """Return the outcome as JSON can hold it (no infinities)."""
@@ -138,7 +135,7 @@ class CompareResult:
                     **layer.error.to_dict(),
                     "op_type": layer.op_type,
                     "node": layer.node,
-                    "drop_db": None if layer.drop_db is None else finite(layer.drop_db),
+                    "added": None if layer.added is None else finite(layer.added),
                 }
                 for layer in self.layers
             ],
@@ -327,12 +324,13 @@ class _Pair:
         found = []
         for name, error in errors.items():
             op = self._producer[name]
-            before = [errors[source].sqnr_db for source in self._sources(op.inputs) if source in errors]
-            drop = None
+            before = [
+                _noise(errors[source].sqnr_db) for source in self._sources(op.inputs) if source in errors
+            ]
+            added = None
             if error.problem is None:
-                worst = min(EXACT_DB, min(before, default=EXACT_DB))
-                drop = max(worst - min(error.sqnr_db, EXACT_DB), 0.0)
-            found.append(LayerError(error, op.type, op.name, drop))
+                added = max(0.0, _noise(error.sqnr_db) - max(before, default=0.0))
+            found.append(LayerError(error, op.type, op.name, added))
         return tuple(found)
 
     def _sources(self, names: list[str]) -> list[str]:
@@ -345,6 +343,11 @@ class _Pair:
                 op = self._producer.get(name)
             out.append(name)
         return out
+
+
+def _noise(sqnr_db: float) -> float:
+    """Power of the error relative to that of the signal."""
+    return float(np.power(10.0, -sqnr_db / 10)) if sqnr_db > -300 else math.inf
 
 
 def _real(model: Model, name: str, array: npt.NDArray[Any]) -> npt.NDArray[Any]:

@@ -15,7 +15,6 @@ import mnnq
 from mnnq.data import ArrayDataset, InputSpec, RandomDataset, input_specs
 from mnnq.errors import ConfigError, InputError
 from mnnq.ir.model import Model
-from mnnq.report.compare import EXACT_DB
 from mnnq.report.errors import ErrorSums
 from mnnq.verify import compare as compare_pairs
 from tests import mnn_models
@@ -37,7 +36,7 @@ def test_a_model_equals_itself() -> None:
     result = mnnq.compare(model, model, images())
     assert result.passed
     assert [layer.node for layer in result.layers] == ["stem", "mid", "head__matmul_converted"]
-    assert all(layer.error.sqnr_db == math.inf and layer.drop_db == 0 for layer in result.layers)
+    assert all(layer.error.sqnr_db == math.inf and layer.added == 0 for layer in result.layers)
     assert result.worst() == ()
     assert (result.samples, result.data) == (3, "3 samples of an array")
 
@@ -64,20 +63,22 @@ def _bytes(model: Model) -> bytes:
     return to_bytes(model)
 
 
-def test_drops_add_up_to_the_output(pair: tuple[Model, Model]) -> None:
+def test_a_layer_adds_the_noise_that_its_inputs_do_not_have(pair: tuple[Model, Model]) -> None:
     result = mnnq.compare(*pair, images())
-    drops = [layer.drop_db for layer in result.layers]
-    assert all(drop is not None and drop >= 0 for drop in drops)
-    assert EXACT_DB - result.layers[0].error.sqnr_db == pytest.approx(drops[0])
-    assert result.worst(1)[0].drop_db == max(drops)
-    assert len(result.worst(2)) == 2
+    noise = [10 ** (-layer.error.sqnr_db / 10) for layer in result.layers]
+    before = [0.0, *noise[:-1]]
+    want = [max(0.0, after - own) for after, own in zip(noise, before, strict=True)]
+    assert [layer.added for layer in result.layers] == pytest.approx(want)
+    assert result.worst(1)[0].added == max(want)
+    assert len(result.worst(2)) <= 2
 
 
 def test_the_layer_that_is_rounded_most_is_the_worst() -> None:
     model = mnn_models.chain()
     result = mnnq.compare(model, mnnq.quantize_weights(model, bits=8, overrides={"mid": 2}), images())
-    drops = {layer.node: layer.drop_db or 0.0 for layer in result.layers}
-    assert drops["mid"] > 5 > drops["head__matmul_converted"]
+    added = {layer.node: layer.added or 0.0 for layer in result.layers}
+    assert added["mid"] > 100 * added["stem"]
+    assert added["mid"] > 10 * added["head__matmul_converted"]
 
 
 def test_outputs_only(pair: tuple[Model, Model]) -> None:
@@ -165,7 +166,7 @@ def test_nan_in_a_layer_is_a_problem() -> None:
     assert not result.passed
     found = {layer.node: layer for layer in result.layers}
     assert found["mid"].error.problem == "NaN or infinity"
-    assert found["mid"].drop_db is None
+    assert found["mid"].added is None
     assert json.dumps(result.to_dict(), allow_nan=False)
 
 
