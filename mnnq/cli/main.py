@@ -17,7 +17,10 @@ from mnnq.cli import common
 
 #: Commands: name -> (module, one-line help). Modules are imported only when their command runs.
 COMMANDS = {
-    "quant": ("mnnq.cli.quant", "Quantize a model's weights (ONNX or .mnn) and write a .mnn file."),
+    "quant": (
+        "mnnq.cli.quant",
+        "Quantize a model (ONNX or .mnn), its weights or all of it to int8; write a .mnn file.",
+    ),
     "convert": ("mnnq.cli.convert", "Convert an ONNX model to .mnn without quantizing it."),
     "info": ("mnnq.cli.info", "Show inputs, operators and how each layer's weights are stored."),
     "run": ("mnnq.cli.run", "Run a model in mnnq's own runtime and show its outputs."),

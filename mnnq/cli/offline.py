@@ -204,26 +204,14 @@ def run_offline(
     QuantizationError
         The quantized model fails the check.
     """
-    from mnnq.quantization import offline
+    from mnnq.errors import QuantizationError
 
     started = time.monotonic()
-    stage = _StageLine()
-    if options.max_drop is None:
-        found = None
-        result = offline.quantize_offline(network, dataset, config, progress=stage)
-    else:
-        statistics = offline.calibrate(network, dataset, config, progress=stage)
-        quiet = replace(config, force=True, fix=False, check_samples=0)
-
-        def build(skip: frozenset[str]) -> Any:
-            tried = replace(quiet, skip=(*config.skip, *sorted(skip)))
-            return offline.quantize_calibrated(network, statistics, dataset, tried).model
-
-        layers = offline.quantize_calibrated(network, statistics, dataset, quiet).report.integer
-        names = [layer.name for layer in layers]
-        found = search_layers(network, build, names, dataset, evaluation or dataset, options)
-        kept = replace(config, skip=(*config.skip, *found.skip))
-        result = offline.quantize_calibrated(network, statistics, dataset, kept, progress=stage)
+    try:
+        result, found = _quantize(network, dataset, config, options, evaluation or dataset)
+    except QuantizationError as error:  # the advice is for callers of the function
+        error.message = error.message.replace("fix=True", "--fix").replace("force=True", "--force")
+        raise
     written = result.model.save(output, external_weights=external_weights)
     seconds = time.monotonic() - started
     common.warn_all(result.report.notes)
@@ -236,6 +224,28 @@ def run_offline(
     _print_summary(source, output, written, result.report, dataset, seconds)
     if found is not None:
         print_guard(found)
+
+
+def _quantize(
+    network: Model, dataset: Dataset, config: Any, options: Int8Options, evaluation: Dataset
+) -> tuple[Any, GuardResult | None]:
+    """Quantize; with ``--max-drop`` as many layers as keep the metric."""
+    from mnnq.quantization import offline
+
+    stage = _StageLine()
+    if options.max_drop is None:
+        return offline.quantize_offline(network, dataset, config, progress=stage), None
+    statistics = offline.calibrate(network, dataset, config, progress=stage)
+    quiet = replace(config, force=True, fix=False, check_samples=0)
+
+    def build(skip: frozenset[str]) -> Any:
+        tried = replace(quiet, skip=(*config.skip, *sorted(skip)))
+        return offline.quantize_calibrated(network, statistics, dataset, tried).model
+
+    layers = offline.quantize_calibrated(network, statistics, dataset, quiet).report.integer
+    found = search_layers(network, build, [layer.name for layer in layers], dataset, evaluation, options)
+    kept = replace(config, skip=(*config.skip, *found.skip))
+    return offline.quantize_calibrated(network, statistics, dataset, kept, progress=stage), found
 
 
 def _print_summary(
