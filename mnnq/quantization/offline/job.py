@@ -35,6 +35,9 @@ from mnnq.quantization.offline.weights import WeightError, bias_of, mean_error, 
 #: Samples of the bias correction.
 _BIAS_SAMPLES = 24
 
+#: Description of a tensor that stays float.
+_FLOAT: TensorQuant = {"scale": 0.0, "zero": 0.0, "min": -128.0, "max": 127.0, "type": "DT_FLOAT"}
+
 #: Layers that a repair leaves float at once, as a share of those that are int8.
 _REPAIR_SHARE = 0.06
 
@@ -174,6 +177,8 @@ def apply_codes(
 ) -> dict[int, WeightError]:
     """Make the operators of a layout int8, in place; returns what became of weights, by ``id`` of the operator."""
     model.tensor_quant = {name: dict(info) for name, info in codes.items()}
+    for name in _pinned(model, codes):
+        model.tensor_quant[name] = dict(_FLOAT)
     errors: dict[int, WeightError] = {}
     for op in model.ops:
         stored = op.type in STORED and op.inputs[0] in codes and op.outputs[0] in codes
@@ -187,6 +192,17 @@ def apply_codes(
         elif id(op) in layout.integer and is_relu_sum(op) and one_sided(codes[op.outputs[0]]):
             op.params["activationType"] = 0
     return errors
+
+
+def _pinned(model: Model, codes: dict[str, TensorQuant]) -> set[str]:
+    """Tensors without codes beside tensors with codes: MNN would give them the codes of their neighbours."""
+    found: set[str] = set()
+    constants = {name for op in model.ops if op.type == "Const" for name in op.outputs}
+    for op in model.ops:
+        around = [name for name in (*op.inputs, *op.outputs) if name and name not in constants]
+        if op.type not in CONVOLUTIONS and any(name in codes for name in around):
+            found.update(name for name in around if name not in codes)
+    return found
 
 
 def _annotate(op: Op, source: TensorQuant, target: TensorQuant) -> None:

@@ -14,6 +14,9 @@ from mnnq.quantization.offline.layout import Layout
 #: Fields of a ``TensorQuantInfo``.
 TensorQuant = dict[str, Any]
 
+import os
+_CLIPPING = float(os.environ.get('CLIP', '4'))
+
 #: What tells the codes of a pooled tensor from those of its source: too little to move a value to another code.
 _HAIR = 1 + 2.0**-18
 
@@ -81,6 +84,7 @@ def _codes(
         low_code=low_code,
         high_code=limit,
         percentile=config.percentile,
+        clipping=_CLIPPING,
     )
     return _info(
         *_native.activation_codes(low, high, symmetric=symmetric, low_code=low_code, high_code=limit)
