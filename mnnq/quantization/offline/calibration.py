@@ -16,11 +16,16 @@ from mnnq.errors import InputError, QuantizationError
 from mnnq.ir.model import Model
 from mnnq.quantization.offline.config import OfflineConfig, RangeMethod
 from mnnq.quantization.offline.dataset import Dataset, Feeds
+from mnnq.quantization.offline.equalize import equalize
+from mnnq.quantization.offline.layout import CONVOLUTIONS, match_skips
 from mnnq.runtime.session import InferenceSession
 from mnnq.writer.to_mnn import to_bytes
 
 #: Told how far a stage is: its name, units done, units in all.
 Progress = Callable[[str, int, int], None]
+
+#: Samples that the equalization of channels looks at.
+EQUALIZATION_SAMPLES = 8
 
 #: Samples that one task of an executor takes.
 _SHARD = 16
@@ -32,17 +37,23 @@ class Calibration:
 
     Attributes
     ----------
+    model
+        The float model whose tensors were counted: the one given, with its channels evened out.
     statistics
         What was counted, by tensor.
     inputs
         Float graph inputs.
     samples
         Number of samples.
+    notes
+        What was changed in the model, one line each.
     """
 
+    model: Model
     statistics: _native.NativeStatistics
     inputs: tuple[str, ...]
     samples: int
+    notes: tuple[str, ...] = ()
 
     @property
     def tensors(self) -> list[str]:
@@ -133,6 +144,7 @@ def calibrate(
     if total == 0 or first is None:
         msg = "there are no calibration samples"
         raise QuantizationError(msg)
+    model, notes = _prepare(model, dataset, config)
     session = open_session(model, config.threads)
     names = float_tensors(session, checked_feeds(session, first, 0))
     inputs = tuple(name for name in names if name in model.inputs)
@@ -143,7 +155,19 @@ def calibrate(
         limits = [{name: _magnitude(found, name) for name in names}]
         job = _Job(job.model, names, config.momentum, limits[0])
         found = _pass(job, session, limited(dataset, total), total, executor, progress)
-    return Calibration(found, inputs, int(found.samples))
+    return Calibration(model, found, inputs, int(found.samples), notes)
+
+
+def _prepare(model: Model, dataset: Dataset, config: OfflineConfig) -> tuple[Model, tuple[str, ...]]:
+    """The model with its channels evened out, and what was done."""
+    if not config.equalization or config.compat:
+        return model, ()
+    names = {name for op in model.ops if op.type in CONVOLUTIONS for name in (op.inputs[0], op.outputs[0])}
+    found = channel_statistics(model, limited(dataset, EQUALIZATION_SAMPLES), names, config.threads)
+    ranges = {name: np.maximum(-low, high).astype(np.float64) for name, (_, low, high) in found.items()}
+    even = model.copy()
+    notes = equalize(even, ranges, match_skips(model, config.skip))
+    return (even, tuple(notes)) if notes else (model, ())
 
 
 def _magnitude(statistics: _native.NativeStatistics, name: str) -> float:
@@ -219,12 +243,12 @@ def _observe_shard(job: _Job, start: int, samples: list[dict[str, npt.NDArray[An
     return found.state()
 
 
-def channel_means(
+def channel_statistics(
     model: Model, samples: Iterable[Feeds], names: Iterable[str], threads: int | None
-) -> dict[str, npt.NDArray[np.float64]]:
-    """Mean of each channel of some tensors over samples."""
+) -> dict[str, tuple[npt.NDArray[np.float64], npt.NDArray[np.float32], npt.NDArray[np.float32]]]:
+    """Mean, smallest and largest value of each channel of some tensors over samples."""
     session = open_session(model, threads)
     found = _native.NativeStatistics([], list(names))
     for index, sample in enumerate(samples):
         found.observe(session.native, checked_feeds(session, sample, index))
-    return {name: found.channel_statistics(name)[0] for name in names}
+    return {name: found.channel_statistics(name) for name in names}

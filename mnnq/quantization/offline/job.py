@@ -14,7 +14,7 @@ from mnnq.quantization.offline.calibration import (
     Calibration,
     Progress,
     calibrate,
-    channel_means,
+    channel_statistics,
     limited,
 )
 from mnnq.quantization.offline.check import Check, compare_models
@@ -151,6 +151,7 @@ def _attempt(
         seconds[stage] = now - start
         start = now
 
+    model = calibration.model
     result = model.copy()
     tell("quantize", 0, 1)
     floats = set(calibration.tensors)
@@ -232,11 +233,12 @@ def correct_biases(
     ops = [op for op in model.ops if id(op) in layout.integer and op.type in CONVOLUTIONS]
     names = {op.inputs[0] for op in ops}
     samples = list(limited(dataset, _BIAS_SAMPLES))
-    means = channel_means(reference, samples, names, config.threads)
-    float_ops = {op.name: op for op in reference.ops}
+    found = channel_statistics(reference, samples, names, config.threads)
+    means = {name: numbers[0] for name, numbers in found.items()}
+    float_ops = {id(op): other for op, other in zip(model.ops, reference.ops, strict=True)}
     shifts = {}
     for op in ops:
-        shift = mean_error(op, float_ops[op.name], means[op.inputs[0]])
+        shift = mean_error(op, float_ops[id(op)], means[op.inputs[0]])
         before = bias_of(op)
         op.params["bias"] = (before + shift).astype(np.float32)
         spread = float(np.std(before)) or 1.0
@@ -302,6 +304,6 @@ def _report(
         sum(error.bytes_before for error in errors.values()),
         sum(error.bytes_after for error in errors.values()),
         (),
-        (),
+        calibration.notes,
         seconds,
     )
