@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import click
 
 if TYPE_CHECKING:
+    from mnnq.quantization.offline.report import OfflineReport
     from mnnq.report.quantization import QuantizationReport
     from mnnq.report.tables import Table
 
@@ -169,7 +170,11 @@ class ProgressLine:
 
 
 def report_dict(
-    source: Path, output: Path, written: int, report: QuantizationReport | None, seconds: float
+    source: Path,
+    output: Path,
+    written: int,
+    report: QuantizationReport | OfflineReport | None,
+    seconds: float,
 ) -> Mapping[str, Any]:
     """What ``--json`` prints after a file was written."""
     return {

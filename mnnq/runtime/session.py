@@ -331,16 +331,6 @@ class InferenceSession:
         """The session as native functions take it."""
         return self._session
 
-    def native_feed(self, name: str, value: npt.ArrayLike) -> npt.NDArray[Any]:
-        """An input as native functions take it.
-
-        Raises
-        ------
-        InputError
-            It has the wrong type, or values beyond it.
-        """
-        return self._feed(name, value)
-
     def profile(self) -> list[StepProfile]:
         """The steps of all cached plans with their kernels and the time they took so far."""
         return [StepProfile(**step) for step in self._session.profile()]

@@ -88,7 +88,7 @@ def checked_feeds(session: InferenceSession, sample: Feeds, index: int) -> dict[
         msg = f"sample {index} is {type(sample).__name__}, wanted a mapping of input names to arrays"
         raise InputError(msg)
     try:
-        return {name: session.native_feed(name, value) for name, value in sample.items()}
+        return {name: session.feed(name, value) for name, value in sample.items()}
     except InputError as error:
         error.message = f"sample {index}: {error.message}"
         raise
@@ -149,11 +149,10 @@ def calibrate(
     names = float_tensors(session, checked_feeds(session, first, 0))
     inputs = tuple(name for name in names if name in model.inputs)
     job = _Job(to_bytes(model) if executor else b"", names, config.momentum, {})
-    limits = [{}]
     found = _pass(job, session, limited(dataset, total), total, executor, progress)
     if config.compat and config.feature_method is RangeMethod.KL:
-        limits = [{name: _magnitude(found, name) for name in names}]
-        job = _Job(job.model, names, config.momentum, limits[0])
+        limits = {name: _magnitude(found, name) for name in names}
+        job = _Job(job.model, names, config.momentum, limits)
         found = _pass(job, session, limited(dataset, total), total, executor, progress)
     return Calibration(model, found, inputs, int(found.samples), notes)
 

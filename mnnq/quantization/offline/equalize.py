@@ -89,7 +89,11 @@ def _groups(model: Model) -> list[_Group]:
                 root(name)
         elif op.type in _COMMUTING and op.type != "Input":
             join(op.inputs[0], op.outputs[0])
-        elif op.type == "BinaryOp" and op.params.get("opType") in ("ADD", "SUB") and not (set(op.inputs) & constants):
+        elif (
+            op.type == "BinaryOp"
+            and op.params.get("opType") in ("ADD", "SUB")
+            and not (set(op.inputs) & constants)
+        ):
             join(*op.inputs, *op.outputs)
         elif op.type != "Const":
             open_ends.update((*op.inputs, *op.outputs))
@@ -112,7 +116,11 @@ def _is_plain(op: Op) -> bool:
     group = int(common.get("group", 1))
     dense = group == 1
     depthwise = op.type == "ConvolutionDepthwise" and group == int(common.get("outputCount", 0))
-    return op.params.get("quanParameter") is None and op.params.get("weight") is not None and (dense or depthwise)
+    return (
+        op.params.get("quanParameter") is None
+        and op.params.get("weight") is not None
+        and (dense or depthwise)
+    )
 
 
 def _usable(group: _Group, skip: set[str]) -> bool:
@@ -212,7 +220,12 @@ def _insert_products(model: Model, ranges: Mapping[str, _Doubles], skip: set[str
                 scale_columns(peer, divisor)
             done += 1
         found = ranges.get(result)
-        if found is not None and _uneven(found) and result not in model.outputs and _float_behind(op, readers):
+        if (
+            found is not None
+            and _uneven(found)
+            and result not in model.outputs
+            and _float_behind(op, readers)
+        ):
             divisor = np.maximum(found, float(found.max()) / _LIMIT)
             divisor = divisor / float(np.median(divisor))
             even = f"{result}__even"

@@ -292,9 +292,13 @@ def _report(
         )
     for name, info in codes.items():
         summary = calibration.statistics.summary(name)
-        numbers = (int(info["zero"]), int(info["min"]), int(info["max"]))
-        tensors.append(OfflineTensor(name, info["scale"], *numbers, summary["min"], summary["max"]))
-    outputs = [] if check is None else [(name, check.outputs[name]) for name in model.outputs if name in check.outputs]
+        bounds = (int(info["zero"]), int(info["min"]), int(info["max"]))
+        tensors.append(OfflineTensor(name, info["scale"], *bounds, summary["min"], summary["max"]))
+    outputs = (
+        []
+        if check is None
+        else [(name, check.outputs[name]) for name in model.outputs if name in check.outputs]
+    )
     return OfflineReport(
         tuple(layers),
         tuple(tensors),

@@ -16,8 +16,8 @@ from mnnq.quantization.offline.layout import Layout
 #: Fields of a ``TensorQuantInfo``.
 TensorQuant = dict[str, Any]
 
-import os
-_CLIPPING = float(os.environ.get('CLIP', '4'))
+#: Weight of clipping errors against rounding errors, which the sums of the next layer average out.
+_CLIPPING = 4.0
 
 #: What tells the codes of a pooled tensor from those of its source: too little to move a value to another code.
 _HAIR = 1 + 2.0**-18
@@ -56,21 +56,23 @@ def _moved(model: Model, layout: Layout) -> set[str]:
     for op in model.ops:
         inputs = [name for name in op.inputs if name in layout.described]
         for name in op.outputs:
-            same = [layout.groups[source] == layout.groups[name] for source in inputs if name in layout.groups]
+            same = [
+                layout.groups[source] == layout.groups[name] for source in inputs if name in layout.groups
+            ]
             if same and all(same):
                 found.add(name)
     return found
 
 
-def _codes(
-    calibration: Calibration, names: list[str], config: OfflineConfig, *, below: bool
-) -> TensorQuant:
+def _codes(calibration: Calibration, names: list[str], config: OfflineConfig, *, below: bool) -> TensorQuant:
     """The codes of tensors that share them; `below` allows one code more on the negative side."""
     method, statistics = config.feature_method, calibration.statistics
     compat = config.compat and method in (RangeMethod.KL, RangeMethod.ADMM)
     symmetric = config.symmetric or compat
     limit = config.feature_limit
-    low_code = -limit - 1 if below and not symmetric and limit in (127, 2 ** (config.bits - 1) - 1) else -limit
+    low_code = (
+        -limit - 1 if below and not symmetric and limit in (127, 2 ** (config.bits - 1) - 1) else -limit
+    )
     if config.compat and method is RangeMethod.KL:
         scales = [statistics.mnn_scale(name, limit) for name in names]
         found = [scale for scale in scales if scale is not None]
@@ -100,9 +102,7 @@ def _input_codes(
     Pictures are combs of few values, which may all lie halfway between codes: the error is taken from the values themselves.
     """
     statistics = calibration.statistics
-    low, high = statistics.range(
-        names, "minmax", symmetric=symmetric, low_code=low_code, high_code=high_code
-    )
+    low, high = statistics.range(names, "minmax", symmetric=symmetric, low_code=low_code, high_code=high_code)
     summaries = [statistics.summary(name) for name in names]
     values = np.concatenate([summary["centres"] for summary in summaries])
     counts = np.concatenate([summary["counts"] for summary in summaries]).astype(np.float64)

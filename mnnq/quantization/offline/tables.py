@@ -15,19 +15,19 @@ _Function = Callable[[npt.NDArray[np.float64]], npt.NDArray[np.float64]]
 
 
 def _sigmoid(x: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
-    return 1 / (1 + np.exp(-np.clip(x, -700, 700)))
+    return np.asarray(1 / (1 + np.exp(-np.clip(x, -700, 700))), np.float64)
 
 
 def _gelu(x: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
-    return 0.5 * x * (1 + np.vectorize(math.erf)(x / math.sqrt(2)))
+    return np.asarray(0.5 * x * (1 + np.vectorize(math.erf)(x / math.sqrt(2))), np.float64)
 
 
 def _gelu_tanh(x: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
-    return 0.5 * x * (1 + np.tanh(math.sqrt(2 / math.pi) * (x + 0.044715 * x**3)))
+    return np.asarray(0.5 * x * (1 + np.tanh(math.sqrt(2 / math.pi) * (x + 0.044715 * x**3))), np.float64)
 
 
 def _softplus(x: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
-    return np.logaddexp(0, x)
+    return np.asarray(np.logaddexp(0, x), np.float64)
 
 
 #: Functions by the key of ``UnaryOpOperation``.

@@ -71,7 +71,7 @@ def store(op: Op, codes: npt.NDArray[np.int8], scales: _Floats) -> None:
 def weight_codes(weights: _Floats, scales: _Floats, limit: int) -> npt.NDArray[np.int8]:
     """``clamp(round(w / scale), -limit, limit)``; channels of scale 0 have codes 0."""
     safe = np.where(scales > 0, scales, np.float32(1))
-    codes = np.clip(round_half_away(weights / safe[:, None]), -limit, limit)
+    codes = np.clip(round_half_away((weights / safe[:, None]).astype(np.float32)), -limit, limit)
     return np.where(scales[:, None] > 0, codes, 0).astype(np.int8)
 
 
@@ -90,7 +90,8 @@ def weight_scales(weights: _Floats, method: WeightRange, limit: int) -> _Floats:
 
 def _search(weights: _Floats, plain: _Floats, limit: int) -> _Floats:
     """The share of the plain scale with the smallest squared error, per channel, and least squares from there."""
-    best, least = plain.copy(), np.full(len(plain), np.inf)
+    best: _Floats = plain.copy()
+    least = np.full(len(plain), np.inf)
     for share in _SHARES:
         scales = (plain * np.float32(share)).astype(np.float32)
         error = _error(weights, scales, limit)
@@ -105,7 +106,7 @@ def _search(weights: _Floats, plain: _Floats, limit: int) -> _Floats:
 def _error(weights: _Floats, scales: _Floats, limit: int) -> npt.NDArray[np.float64]:
     safe = np.where(scales > 0, scales, np.float32(1))[:, None]
     codes = np.clip(np.rint(weights / safe), -limit, limit)
-    return np.square(weights - codes * safe).sum(axis=1, dtype=np.float64)
+    return np.asarray(np.square(weights - codes * safe).sum(axis=1, dtype=np.float64))
 
 
 def _least_squares(weights: _Floats, scales: _Floats, limit: int) -> _Floats:
@@ -114,7 +115,7 @@ def _least_squares(weights: _Floats, scales: _Floats, limit: int) -> _Floats:
     cross = (codes * weights).sum(axis=1, dtype=np.float64)
     power = np.square(codes).sum(axis=1, dtype=np.float64)
     found = np.divide(cross, power, out=scales.astype(np.float64), where=power > 0)
-    return found.astype(np.float32)
+    return np.asarray(found, np.float32)
 
 
 def _alternate(weights: _Floats, scales: _Floats, limit: int) -> _Floats:
@@ -130,7 +131,9 @@ def bias_of(op: Op) -> _Floats:
     """The bias of a convolution; zeros when it has none."""
     count = int(op.params["common"]["outputCount"])
     bias = op.params.get("bias")
-    found: Any = np.zeros(count, np.float32) if bias is None or not len(bias) else np.asarray(bias, np.float32)
+    found: Any = (
+        np.zeros(count, np.float32) if bias is None or not len(bias) else np.asarray(bias, np.float32)
+    )
     return np.array(found, np.float32)
 
 
