@@ -43,8 +43,7 @@ def network(middle: list[onnx.NodeProto], constants: dict[str, np.ndarray] | Non
         helper.make_node("Relu", ["r0"], ["r"]),
         *middle,
         conv("q", "y", "w3"),
-        helper.make_node("GlobalAveragePool", ["y"], ["out"]),
-        helper.make_node("Add", ["y", "out"], ["result"]),
+        helper.make_node("Abs", ["y"], ["result"]),
     ]
     inputs = {"x": np.zeros(SHAPE, np.float32)}
     return builders.model(nodes, inputs, ["result"], {**weights, **(constants or {})})
@@ -133,7 +132,7 @@ def test_networks_stay_close_to_float(name: str, symmetric: bool) -> None:
     feeds = samples(1, seed=9)[0]
     assert sqnr(run(model, feeds), run(result.model, feeds)) > (24 if symmetric else 26)
     convolutions = [layer for layer in result.report.layers if layer.op_type == "Convolution"]
-    assert len(convolutions) == 3
+    assert len(convolutions) >= 2
     assert all(layer.integer for layer in convolutions), result.report.left_float
 
 
@@ -148,9 +147,9 @@ def test_the_real_runtime_computes_the_same(name: str, tmp_path: Path, mnn_runti
     ours = mnnq.InferenceSession(path).run(None, feeds)[0]
     theirs = mnn_runtime.run(path, feeds, ["result"])["result"].reshape(ours.shape)
     codes = next(t for t in result.report.tensors if t.name == "y" or t.name.startswith("y_"))
-    # Two readers of y add up its differences.
-    assert np.abs(ours - theirs).max() <= 2 * ONE_CODE * codes.scale
-    assert np.mean(np.abs(ours - theirs) > codes.scale / 2) < 0.02
+    step = codes.scale
+    assert np.abs(ours - theirs).max() <= ONE_CODE * step
+    assert np.mean(np.abs(ours - theirs) > step / 2) < 0.01
 
 
 def test_methods_and_their_order() -> None:
@@ -284,7 +283,7 @@ def test_bad_samples_are_named() -> None:
             mnnq.quantize(model, [good[0], bad, good[1]])  # type: ignore[list-item]
     holes = good[1]["x"].copy()
     holes[0, 0, 0, 0] = np.nan
-    with pytest.raises(QuantizationError, match="tensor 'x'"):
+    with pytest.raises(QuantizationError, match='tensor "x": a value is NaN'):
         mnnq.quantize(model, [good[0], {"x": holes}])
 
 

@@ -24,8 +24,14 @@ from mnnq.quantization.stored import float_weights
 
 _Doubles = npt.NDArray[np.float64]
 
-#: Share of the unevenness that moves from activations into weights.
-STRENGTH = 0.5
+#: Shares of the unevenness of activations that may move into weights.
+_STRENGTHS = (0.25, 0.5, 0.75, 1.0)
+
+#: Share of the noise that must be left at most for channels to be evened out.
+_GAIN = 0.5
+
+#: Mean power of a channel as a share of its squared range.
+_SPREAD = 0.1
 
 #: Ratio of the largest range of a channel to the median one from which a product is worth its time.
 _UNEVEN = 6.0
@@ -145,28 +151,53 @@ def _columns(op: Op) -> _Doubles:
     return np.asarray(weights.reshape(weights.shape[0], -1, taps).max(axis=(0, 2)))
 
 
-def factors(ranges: _Doubles, columns: _Doubles) -> _Doubles:
+def factors(ranges: _Doubles, columns: _Doubles, strength: float = 0.5) -> _Doubles:
     """What each channel is divided by: ``range ** a / column ** (1 - a)``, of geometric mean 1 and bounded."""
     low = max(float(ranges.max(initial=0.0)) * 1e-6, 1e-30)
-    found = np.maximum(ranges, low) ** STRENGTH
-    found /= np.maximum(columns, max(float(columns.max(initial=0.0)) * 1e-4, 1e-30)) ** (1 - STRENGTH)
+    found = np.maximum(ranges, low) ** strength
+    found /= np.maximum(columns, max(float(columns.max(initial=0.0)) * 1e-4, 1e-30)) ** (1 - strength)
     found /= np.exp(np.log(found).mean())
     return np.asarray(np.clip(found, 1 / _LIMIT, _LIMIT))
 
 
 def _apply(group: _Group, ranges: Mapping[str, _Doubles]) -> bool:
     seen = [ranges[name] for name in group.tensors if name in ranges]
-    if not any(_uneven(found) for found in seen) or len({len(found) for found in seen}) != 1:
+    if not seen or len({len(found) for found in seen}) != 1:
         return False
     columns = np.max([_columns(op) for op in group.readers], axis=0)
     if len(columns) != len(seen[0]) or any(_rows(op) != len(columns) for op in group.writers):
         return False
-    divisor = factors(np.max(seen, axis=0), columns)
+    reach = np.max(seen, axis=0)
+    candidates = [np.ones(len(columns)), *(factors(reach, columns, strength) for strength in _STRENGTHS)]
+    costs = [sum(_noise(op, reach, divisor) for op in group.readers) for divisor in candidates]
+    chosen = int(np.argmin(costs))
+    if costs[chosen] > _GAIN * costs[0]:
+        return False
+    divisor = candidates[chosen]
     for op in group.writers:
         scale_rows(op, 1 / divisor)
     for op in group.readers:
         scale_columns(op, divisor)
     return True
+
+
+def _noise(op: Op, ranges: _Doubles, divisor: _Doubles) -> float:
+    """Expected squared error at a convolution's output for an input divided by factors, per pixel, up to a constant.
+
+    Codes of the input: the largest range sets the step, weights pass the error on. Codes of the weights: their error times the
+    power of the input, taken for a fixed share of its squared range.
+    """
+    weights = _weights(op).astype(np.float64)
+    reach = float((ranges / divisor).max(initial=0.0))
+    if op.type == "ConvolutionDepthwise":
+        power = np.square(weights).sum(axis=1)
+        return reach**2 * float((power * divisor**2).sum())
+    shaped = weights.reshape(weights.shape[0], len(divisor), -1) * divisor[None, :, None]
+    inputs = (2 * reach / 255) ** 2 / 12 * float(np.square(shaped).sum())
+    steps = np.abs(shaped).max(axis=(1, 2), keepdims=True, initial=0.0) / 127
+    steps = np.where(steps > 0, steps, 1.0)
+    lost = np.square(shaped - np.rint(shaped / steps) * steps).sum(axis=(0, 2))
+    return inputs + _SPREAD * float(lost @ np.square(ranges / divisor))
 
 
 def _rows(op: Op) -> int:

@@ -20,8 +20,8 @@ from mnnq.quantization.offline.calibration import (
 from mnnq.quantization.offline.check import Check, compare_models
 from mnnq.quantization.offline.config import OfflineConfig
 from mnnq.quantization.offline.dataset import Dataset
-from mnnq.quantization.offline.layout import CONVOLUTIONS, STORED, Layout, match_skips, plan_layout
-from mnnq.quantization.offline.ranges import TensorQuant, choose_codes, is_relu_sum, one_sided
+from mnnq.quantization.offline.layout import CONVOLUTIONS, COPIES, STORED, Layout, match_skips, plan_layout
+from mnnq.quantization.offline.ranges import TensorQuant, choose_codes, is_relu_sum, one_sided, tensor_codes
 from mnnq.quantization.offline.report import (
     OfflineLayer,
     OfflineOutput,
@@ -31,6 +31,9 @@ from mnnq.quantization.offline.report import (
 )
 from mnnq.quantization.offline.tables import put_table, table_function
 from mnnq.quantization.offline.weights import WeightError, bias_of, mean_error, quantize_weights
+
+#: Signal to noise ratio, in dB, from which codes are good enough for an output.
+_OUTPUT_DB = 42.0
 
 #: Samples of the bias correction.
 _BIAS_SAMPLES = 24
@@ -155,7 +158,8 @@ def _attempt(
     result = model.copy()
     tell("quantize", 0, 1)
     floats = set(calibration.tensors)
-    layout = plan_layout(result, floats, skip, set(result.outputs) if config.keep_float else set())
+    excluded = _sensitive_outputs(result, calibration, config) if config.keep_float else set()
+    layout = plan_layout(result, floats, skip, excluded)
     codes = choose_codes(result, layout, calibration, config)
     errors = apply_codes(result, layout, codes, config)
     lap("quantize")
@@ -171,6 +175,28 @@ def _attempt(
         lap("check")
     report = _report(result, layout, codes, calibration, errors, check, shifts, seconds)
     return _Attempt(result, report, config)
+
+
+def _sensitive_outputs(model: Model, calibration: Calibration, config: OfflineConfig) -> set[str]:
+    """Tensors that are outputs of the model, up to copies, and that codes would distort."""
+    found: set[str] = set()
+    todo = list(model.outputs)
+    producers = {name: op for op in model.ops for name in op.outputs}
+    known = set(calibration.tensors)
+    while todo:
+        name = todo.pop()
+        if name not in known or name in found:
+            continue
+        info = tensor_codes(calibration, [name], config)
+        numbers = (info["scale"], int(info["zero"]), int(info["min"]), int(info["max"]))
+        signal, noise, _ = calibration.statistics.error(name, *numbers)
+        if signal > noise * 10 ** (_OUTPUT_DB / 10):
+            continue
+        found.add(name)
+        op = producers.get(name)
+        if op is not None and op.type in COPIES:
+            todo.append(op.inputs[0])
+    return found
 
 
 def apply_codes(

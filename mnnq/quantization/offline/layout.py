@@ -30,7 +30,7 @@ CONVOLUTIONS = frozenset({"Convolution", "ConvolutionDepthwise"})
 STORED = frozenset({"Deconvolution", "DeconvolutionDepthwise"})
 
 #: Operators that move values; the first input is data, further ones are not.
-_COPIES = frozenset(
+COPIES = frozenset(
     {
         "BatchToSpaceND",
         "ConvertTensor",
@@ -170,7 +170,7 @@ class _Planner:
             return []
         if op.type in CONVOLUTIONS:
             return [*op.inputs, *op.outputs] if len(op.inputs) == 1 else []
-        if op.type in _COPIES:
+        if op.type in COPIES:
             return [op.inputs[0], *op.outputs]
         if op.type in _JOINS or (op.type == "BinaryOp" and op.params.get("opType", "ADD") in _BINARY):
             return [*op.inputs, *op.outputs]
@@ -190,6 +190,10 @@ class _Planner:
                     # Otherwise MNN gives the input the codes of the output and pools codes.
                     described.update(name for name in op.inputs[:1] if name in self.floats)
                     changed |= op.inputs[0] in described
+                if op.type in _POOLS and op.inputs[0] in described and op.outputs[0] not in described:
+                    if op.outputs[0] in self.floats and self._wanted(op.outputs[0], described, set()):
+                        described.add(op.outputs[0])
+                        changed = True
                 data = self._data(op)
                 if not data or op.type in CONVOLUTIONS or not all(name in self.floats for name in data):
                     continue
@@ -204,7 +208,7 @@ class _Planner:
         count = 2 if op.type == "BinaryOp" else len(op.inputs) if op.type in _JOINS else 1
         before = all(name in described for name in op.inputs[:count])
         behind = all(self._wanted(name, described, set()) for name in op.outputs)
-        if op.type in _COPIES and any(name in described for name in op.outputs):
+        if op.type in COPIES and any(name in described for name in op.outputs):
             # The layout conversion in front of a convolution: codes are made before it, from graph inputs too.
             return True
         return before and behind
@@ -232,7 +236,7 @@ class _Planner:
     def _join(self, ops: list[Op]) -> None:
         described = self.layout.described
         for op in ops:
-            if op.type not in _COPIES | _JOINS:
+            if op.type not in COPIES | _JOINS:
                 continue
             data = [name for name in self._data(op) or () if name in described]
             if len(data) < len(self._data(op)):

@@ -17,7 +17,7 @@ from mnnq.quantization.offline.layout import Layout
 TensorQuant = dict[str, Any]
 
 #: Weight of clipping errors against rounding errors, which the sums of the next layer average out.
-_CLIPPING = 4.0
+_CLIPPING = 2.0
 
 #: What tells the codes of a pooled tensor from those of its source: too little to move a value to another code.
 _HAIR = 1 + 2.0**-18
@@ -42,7 +42,7 @@ def choose_codes(
             msg = f"tensor {missing[0]!r} was not computed with any sample"
             raise QuantizationError(msg)
         sources = [name for name in members if name not in moved] or members[:1]
-        chosen = _codes(calibration, sources, config, below=root not in layout.tables)
+        chosen = tensor_codes(calibration, sources, config, below=root not in layout.tables)
         codes.update({name: dict(chosen) for name in members})
     for target, source in layout.pooled.items():
         for name in layout.members()[target]:
@@ -64,7 +64,9 @@ def _moved(model: Model, layout: Layout) -> set[str]:
     return found
 
 
-def _codes(calibration: Calibration, names: list[str], config: OfflineConfig, *, below: bool) -> TensorQuant:
+def tensor_codes(
+    calibration: Calibration, names: list[str], config: OfflineConfig, *, below: bool = True
+) -> TensorQuant:
     """The codes of tensors that share them; `below` allows one code more on the negative side."""
     method, statistics = config.feature_method, calibration.statistics
     compat = config.compat and method in (RangeMethod.KL, RangeMethod.ADMM)
