@@ -137,7 +137,8 @@ class Engine:
             stdout=subprocess.PIPE,
             stderr=subprocess.DEVNULL,
             text=True,
-            env=os.environ | {"PYTHONPATH": os.getcwd(), "PIP_NO_INDEX": "1", "OMP_NUM_THREADS": str(threads)},
+            env=os.environ
+            | {"PYTHONPATH": os.getcwd(), "PIP_NO_INDEX": "1", "OMP_NUM_THREADS": str(threads)},
         )
         self.times: list[float] = []
         self.resident = 0
@@ -202,7 +203,9 @@ def _write_ort(model: Path, path: Path, bits: int, block: int) -> None:
     from onnxruntime.quantization import QuantType, quantize_dynamic
 
     # Integer convolutions of onnxruntime take unsigned weights only.
-    convolutions = any(node.op_type == "Conv" for node in onnx.load(model, load_external_data=False).graph.node)
+    convolutions = any(
+        node.op_type == "Conv" for node in onnx.load(model, load_external_data=False).graph.node
+    )
     kind = QuantType.QUInt8 if convolutions else QuantType.QInt8
     quantize_dynamic(model, path, weight_type=kind, per_channel=not convolutions)
 
@@ -269,7 +272,9 @@ def report(what: str, threads: int, rows: dict[str, dict[str, float]]) -> None:
     peers = [row["median_ms"] for name, row in rows.items() if name not in ("float", "mnnq")]
     best = min(peers, default=float("nan"))
     print(f"\n{what}, {threads} thread(s)")
-    print(f"{'engine':<10} {'median ms':>10} {'min ms':>10} {'to best':>8} {'resident MB':>12} {'file MB':>9} {'SNR dB':>8}")
+    print(
+        f"{'engine':<10} {'median ms':>10} {'min ms':>10} {'to best':>8} {'resident MB':>12} {'file MB':>9} {'SNR dB':>8}"
+    )
     for name, row in rows.items():
         print(
             f"{name:<10} {row['median_ms']:>10.2f} {row['min_ms']:>10.2f} {row['median_ms'] / best:>8.2f} "
@@ -281,7 +286,9 @@ def report(what: str, threads: int, rows: dict[str, dict[str, float]]) -> None:
 def _cases(args: argparse.Namespace, folder: Path) -> list[tuple[str, Path, int, int, dict[str, list[int]]]]:
     from benches import networks
 
-    sizes = {item.partition("=")[0]: [int(d) for d in item.partition("=")[2].split("x")] for item in args.size}
+    sizes = {
+        item.partition("=")[0]: [int(d) for d in item.partition("=")[2].split("x")] for item in args.size
+    }
     cases = []
     for name in args.models:
         path = Path(name)
@@ -304,12 +311,16 @@ def main() -> None:
         engine, model, feeds, threads, result = sys.argv[2:]
         _worker(engine, model, feeds, int(threads), result)
         return
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("models", nargs="*", help='ONNX files, or "resnet50"')
     parser.add_argument("--threads", nargs="+", type=int, default=[1, 2])
     parser.add_argument("--seconds", type=float, default=6.0, help="time per case and number of threads")
     parser.add_argument("--size", action="append", default=[], metavar="NAME=DxD", help="shape of an input")
-    parser.add_argument("--blocks", nargs="*", type=int, default=[], help="block lengths of the decoder stack")
+    parser.add_argument(
+        "--blocks", nargs="*", type=int, default=[], help="block lengths of the decoder stack"
+    )
     parser.add_argument("--rows", nargs="+", type=int, default=[1, 128], help="rows of the decoder stack")
     parser.add_argument("--layers", type=int, default=4, help="layers of the decoder stack")
     parser.add_argument("--engines", nargs="+", default=["float", "mnnq", "mnn", "ort", "openvino"])

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from mnnq.api import load as load
+    from mnnq.api import quantize as quantize
     from mnnq.api import quantize_weights as quantize_weights
     from mnnq.errors import ConfigError as ConfigError
     from mnnq.errors import ExecutionError as ExecutionError
@@ -30,6 +31,9 @@ if TYPE_CHECKING:
     from mnnq.quantization.config import Override as Override
     from mnnq.quantization.config import WeightConfig as WeightConfig
     from mnnq.quantization.config import WeightMethod as WeightMethod
+    from mnnq.quantization.offline.config import OfflineConfig as OfflineConfig
+    from mnnq.quantization.offline.report import OfflineReport as OfflineReport
+    from mnnq.quantization.offline.report import OfflineResult as OfflineResult
     from mnnq.quantization.params_file import ParamsFile as ParamsFile
     from mnnq.quantization.params_file import read_params as read_params
     from mnnq.quantization.weight import QuantizedModel as QuantizedModel
@@ -43,6 +47,7 @@ if TYPE_CHECKING:
 
 _HOME = {
     "load": "api",
+    "quantize": "api",
     "quantize_weights": "api",
     "ConfigError": "errors",
     "ExecutionError": "errors",
@@ -58,6 +63,9 @@ _HOME = {
     "Override": "quantization.config",
     "WeightConfig": "quantization.config",
     "WeightMethod": "quantization.config",
+    "OfflineConfig": "quantization.offline.config",
+    "OfflineReport": "quantization.offline.report",
+    "OfflineResult": "quantization.offline.report",
     "ParamsFile": "quantization.params_file",
     "read_params": "quantization.params_file",
     "QuantizedModel": "quantization.weight",

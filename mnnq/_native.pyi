@@ -11,7 +11,9 @@ import numpy.typing as npt
 
 __all__ = [
     "NativeSession",
+    "NativeStatistics",
     "__version__",
+    "activation_codes",
     "decode_weights",
     "encode_weights",
     "model_to_bytes",
@@ -408,3 +410,97 @@ class NativeSession:
 
     def profile(self) -> list[dict[str, Any]]:
         """Steps that have run so far: node, op_type, kernel, output shapes, runs, seconds."""
+
+@type_check_only
+class TensorSummary(TypedDict):
+    """What `NativeStatistics.summary` returns."""
+
+    min: float
+    max: float
+    count: int
+    zeros: int
+    width: float
+    centres: npt.NDArray[np.float64]
+    counts: npt.NDArray[np.uint64]
+
+@final
+class NativeStatistics:
+    """Statistics of named tensors over any number of samples, of constant size.
+
+    Parameters
+    ----------
+    tensors
+        Tensors whose values are counted.
+    channels
+        Tensors whose mean and extremes per channel (axis 1; the last axis for fewer than 3) are kept.
+    momentum
+        Weight of the past in averaged ranges, 0 to 1.
+    limits
+        Largest magnitudes by name, where MNN's own histogram is wanted besides.
+    """
+
+    def __new__(
+        cls,
+        tensors: list[str],
+        channels: list[str] = ...,
+        momentum: float = 0.99,
+        limits: dict[str, float] = ...,
+    ) -> NativeStatistics: ...
+    @property
+    def samples(self) -> int:
+        """Number of samples seen."""
+    @property
+    def tensors(self) -> list[str]:
+        """Names of the tensors whose values are counted."""
+    def observe(self, session: NativeSession, feeds: dict[str, npt.NDArray[Any]]) -> None:
+        """Run a session on one sample and count what it computes."""
+    def merge(self, other: NativeStatistics) -> None:
+        """Add the statistics of samples that come behind these."""
+    def state(self) -> bytes:
+        """The statistics as bytes; `from_state` takes them."""
+    @staticmethod
+    def from_state(state: bytes) -> NativeStatistics:
+        """The statistics that `state` has given."""
+    def summary(self, name: str) -> TensorSummary:
+        """What was seen of a tensor: min, max, count, zeros, width of the bins, positions and counts of those that are not
+        empty.
+        """
+    def range(
+        self,
+        names: list[str],
+        method: str,
+        *,
+        symmetric: bool,
+        low_code: int,
+        high_code: int,
+        percentile: float = 99.99,
+        clipping: float = 1.0,
+    ) -> tuple[float, float]:
+        """The range that a method chooses for tensors that share their codes.
+
+        Parameters
+        ----------
+        names
+            The tensors; their values count together.
+        method
+            "mse", "minmax", "percentile", "kl", "admm" or "ema".
+        symmetric, low_code, high_code
+            The codes to choose from.
+        percentile
+            Share of the values that the range holds, for that method.
+        clipping
+            Weight of the error of clipping against that of rounding, for "mse".
+        """
+    def mnn_scale(self, name: str, clamp: int) -> float | None:
+        """Scale by MNN's own rule of divergence, with `clamp` the largest code; None without its histogram."""
+    def error(self, name: str, scale: float, zero: int, min: int, max: int) -> tuple[float, float, float]:
+        """What codes do to a tensor: sum of squares, expected sum of squared errors, share of values beyond the codes."""
+    def channel_statistics(
+        self, name: str
+    ) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.float32], npt.NDArray[np.float32]]:
+        """Means, minima and maxima of the channels of a tensor."""
+
+def activation_codes(
+    low: float, high: float, *, symmetric: bool, low_code: int, high_code: int
+) -> tuple[float, int, int, int]:
+    """The codes for values of a range, which is widened to hold 0: scale, zero point, smallest and largest code."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence, Sized
 from dataclasses import fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -15,7 +15,11 @@ from mnnq.quantization.params_file import ParamsFile, read_params
 from mnnq.quantization.weight import Progress, QuantizedModel, quantize_model
 
 if TYPE_CHECKING:
+    from concurrent.futures import Executor
+
     from typing_extensions import Unpack
+
+    from mnnq.quantization.offline import Dataset, Feeds, OfflineConfig, OfflineResult
 
 
 def load(path: str | Path, *, input_shapes: Mapping[str, Sequence[int]] | None = None) -> Model:
@@ -136,6 +140,68 @@ def quantize_weights(
     return result
 
 
+def quantize(
+    model: Model,
+    dataset: Dataset | Iterable[Feeds],
+    config: OfflineConfig | None = None,
+    *,
+    executor: Executor | None = None,
+    progress: Callable[[str, int, int], None] | None = None,
+    **options: Any,
+) -> OfflineResult:
+    """Quantize a model to static int8: weights and activations; the model given is not changed.
+
+    Parameters
+    ----------
+    model
+        What `load` returned.
+    dataset
+        Calibration samples, dictionaries of arrays by input name: 100 or so that look like what the model will see. Anything
+        that can be gone through again and again; an iterator is read into memory.
+    config
+        What to do.
+    executor
+        Where to run shards of the calibration (a ``concurrent.futures.Executor``).
+    progress
+        Called with the stage, units done and units in all.
+    options
+        Fields of `OfflineConfig`, in place of those of `config`: ``feature_method="kl"``, ``skip=("head/*",)``,
+        ``fix=True`` ...
+
+    Returns
+    -------
+    OfflineResult
+        ``model`` and ``report``.
+
+    Raises
+    ------
+    ConfigError
+        An option is wrong, or names no operator.
+    InputError
+        A sample does not fit the model; the message has its number.
+    QuantizationError
+        The quantized model is too far from the float model on the data; the message names the worst layers.
+
+    Examples
+    --------
+    >>> import mnnq
+    >>> samples = [{"input": image} for image in images]  # doctest: +SKIP
+    >>> result = mnnq.quantize(mnnq.load("model.onnx"), samples)  # doctest: +SKIP
+    >>> result.report.sqnr_db, result.model.save("model.mnn")  # doctest: +SKIP
+    """
+    from mnnq.quantization.offline import OfflineConfig, quantize_offline
+
+    known = {entry.name for entry in fields(OfflineConfig)}
+    for name in options:
+        if name not in known:
+            msg = f"unknown option; use {', '.join(sorted(known))}"
+            raise ConfigError(msg, key=name)
+    if not isinstance(dataset, Sized):
+        dataset = list(dataset)
+    chosen = replace(config or OfflineConfig(), **options)
+    return quantize_offline(model, dataset, chosen, executor=executor, progress=progress)
+
+
 def make_config(config: WeightConfig | None, options: Mapping[str, Any]) -> WeightConfig:
     """Return `config` (or the default) with some fields replaced.
 
@@ -152,4 +218,12 @@ def make_config(config: WeightConfig | None, options: Mapping[str, Any]) -> Weig
     return replace(config or WeightConfig(), **options)
 
 
-__all__ = ["QuantizedModel", "WeightConfig", "WeightMethod", "load", "make_config", "quantize_weights"]
+__all__ = [
+    "QuantizedModel",
+    "WeightConfig",
+    "WeightMethod",
+    "load",
+    "make_config",
+    "quantize",
+    "quantize_weights",
+]

@@ -326,6 +326,11 @@ class InferenceSession:
         names = None if output_names is None or not len(output_names) else list(output_names)
         return self._as_declared(names, self._session.observe(names, feeds, observer))
 
+    @property
+    def native(self) -> _native.NativeSession:
+        """The session as native functions take it."""
+        return self._session
+
     def profile(self) -> list[StepProfile]:
         """The steps of all cached plans with their kernels and the time they took so far."""
         return [StepProfile(**step) for step in self._session.profile()]

@@ -4,9 +4,10 @@
 configurations can be tried on one pass over the data.
 """
 
+from mnnq.quantization.offline.calibration import Calibration, calibrate
 from mnnq.quantization.offline.config import OfflineConfig, RangeMethod, WeightRange
 from mnnq.quantization.offline.dataset import Dataset, Feeds
-from mnnq.quantization.offline.job import Calibration, calibrate, quantize_calibrated, quantize_offline
+from mnnq.quantization.offline.job import quantize_calibrated, quantize_offline
 from mnnq.quantization.offline.report import (
     OfflineLayer,
     OfflineOutput,

@@ -14,7 +14,7 @@ from mnnq.errors import ConfigError
 class RangeMethod(str, enum.Enum):
     """How the range of an activation is chosen from its statistics."""
 
-    #: The range with the smallest expected squared error.
+    #: The range with the smallest expected squared error, clipping weighed more than rounding.
     MSE = "mse"
     #: The whole range seen.
     MINMAX = "minmax"
@@ -88,12 +88,8 @@ class OfflineConfig:
         Take the mean error of each layer's output off its bias.
     equalization
         Even out the channels of activations between layers where this changes nothing in float.
-    sequential
-        Choose ranges again with everything before a tensor quantized.
     keep_float
-        Leave tensors float whose quantization alone costs more than `tail_db` allows.
-    tail_db
-        See `keep_float`: smallest ratio of signal to noise, in dB, that one tensor may cause at the outputs.
+        Leave the outputs of the model float, and with them the operators that produce them.
     min_sqnr_db
         The model is refused when the signal to noise ratio of an output falls below this, in dB.
     check_samples
@@ -120,9 +116,7 @@ class OfflineConfig:
     skip: tuple[str, ...] = ()
     bias_correction: bool = True
     equalization: bool = True
-    sequential: bool = False
     keep_float: bool = True
-    tail_db: float = 30.0
     min_sqnr_db: float = 6.0
     check_samples: int = 16
     force: bool = False
@@ -135,7 +129,7 @@ class OfflineConfig:
         put(self, "feature_method", _member(RangeMethod, self.feature_method, "feature_method"))
         put(self, "weight_method", _member(WeightRange, self.weight_method, "weight_method"))
         put(self, "skip", _names(self.skip))
-        for key in ("symmetric", "compat", "bias_correction", "equalization", "sequential", "keep_float"):
+        for key in ("symmetric", "compat", "bias_correction", "equalization", "keep_float"):
             self._flag(key)
         self._flag("force")
         self._flag("fix")
@@ -148,7 +142,6 @@ class OfflineConfig:
                 self._whole(key, 1, None)
         self._number("percentile", 50.0, 100.0)
         self._number("momentum", 0.0, 1.0)
-        self._number("tail_db", -math.inf, math.inf)
         self._number("min_sqnr_db", -math.inf, math.inf)
         if self.compat and self.feature_method not in (RangeMethod.KL, RangeMethod.ADMM, RangeMethod.EMA):
             msg = f"True with feature_method {self.feature_method}; MNN's tool has kl, admm and ema"
@@ -157,12 +150,12 @@ class OfflineConfig:
     @property
     def weight_limit(self) -> int:
         """Largest code of a weight."""
-        return min(self.weight_clamp, 2 ** (self.bits - 1) - 1)
+        return min(self.weight_clamp, (1 << (self.bits - 1)) - 1)
 
     @property
     def feature_limit(self) -> int:
         """Largest code of an activation."""
-        return min(self.feature_clamp, 2 ** (self.bits - 1) - 1)
+        return min(self.feature_clamp, (1 << (self.bits - 1)) - 1)
 
     def _flag(self, key: str) -> None:
         if not isinstance(getattr(self, key), bool):

@@ -198,7 +198,10 @@ impl NativeStatistics {
     ///     The codes to choose from.
     /// percentile
     ///     Share of the values that the range holds, for that method.
-    #[pyo3(signature = (names, method, *, symmetric, low_code, high_code, percentile = 99.99))]
+    /// clipping
+    ///     Weight of the error of clipping against that of rounding, for "mse".
+    #[expect(clippy::too_many_arguments, reason = "keyword options of a Python function")]
+    #[pyo3(signature = (names, method, *, symmetric, low_code, high_code, percentile = 99.99, clipping = 1.0))]
     fn range(
         &self,
         names: Vec<String>,
@@ -207,8 +210,9 @@ impl NativeStatistics {
         low_code: i32,
         high_code: i32,
         percentile: f64,
+        clipping: f64,
     ) -> PyResult<(f64, f64)> {
-        let Some(method) = Method::parse(method, percentile) else {
+        let Some(method) = Method::parse(method, percentile, clipping) else {
             return Err(PyValueError::new_err(format!("method {method:?} is unknown")));
         };
         let grid = grid(symmetric, low_code, high_code)?;

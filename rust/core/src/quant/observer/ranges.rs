@@ -137,10 +137,12 @@ struct Objective {
     /// Number of values that are not zero.
     count: f64,
     grid: Grid,
+    /// Weight of the error of clipping against that of rounding.
+    clipping: f64,
 }
 
 impl Objective {
-    fn new(histogram: &Histogram, grid: Grid) -> Self {
+    fn new(histogram: &Histogram, grid: Grid, clipping: f64) -> Self {
         let bins: Vec<(f64, u64)> = histogram.bins().collect();
         let half = histogram.width() / 2.0;
         let (low, high) = whole(histogram);
@@ -149,6 +151,7 @@ impl Objective {
             negative: Tails::new(&bins, half, -1.0, -low),
             count: bins.iter().map(|&(_, count)| count as f64).sum(),
             grid,
+            clipping,
         }
     }
 
@@ -161,20 +164,22 @@ impl Objective {
         let (above, clipped_above) = self.positive.clip(high);
         let (below, clipped_below) = self.negative.clip(-low);
         let inside = self.count - above - below;
-        inside * scale * scale / 12.0 + clipped_above + clipped_below
+        inside * scale * scale / 12.0 + self.clipping * (clipped_above + clipped_below)
     }
 }
 
 /// The range with the smallest expected squared error.
 ///
-/// Coarse to fine over both ends as shares of the whole range (one share for symmetric codes).
+/// Coarse to fine over both ends as shares of the whole range (one share for symmetric codes). `clipping` weighs the error
+/// of values beyond the range: rounding errors are independent and average out in the sums of the next layer, those of
+/// clipping have one sign; 1 is the plain squared error.
 #[must_use]
-pub fn least_squares(histogram: &Histogram, grid: Grid) -> (f64, f64) {
+pub fn least_squares(histogram: &Histogram, grid: Grid, clipping: f64) -> (f64, f64) {
     let (low, high) = whole(histogram);
     if low == 0.0 && high == 0.0 {
         return (low, high);
     }
-    let objective = Objective::new(histogram, grid);
+    let objective = Objective::new(histogram, grid, clipping);
     let (mut best, mut least) = ((1.0, 1.0), objective.error(low, high));
     let mut centre = (0.5, 0.5);
     let mut reach = 0.5;
@@ -243,7 +248,7 @@ pub fn alternating(histogram: &Histogram, largest: i32) -> (f64, f64) {
 #[must_use]
 pub fn error(histogram: &Histogram, codes: Codes) -> (f64, f64, f64) {
     let grid = Grid { symmetric: codes.zero == 0 && codes.min == -codes.max, min: codes.min, max: codes.max };
-    let objective = Objective::new(histogram, grid);
+    let objective = Objective::new(histogram, grid, 1.0);
     let scale = f64::from(codes.scale);
     let high = f64::from(codes.max - codes.zero) * scale;
     let low = f64::from(codes.min - codes.zero) * scale;
@@ -305,16 +310,16 @@ mod tests {
         let gauss = normal(50_000, 1);
         let relu: Vec<f32> = gauss.iter().map(|x| x.max(0.0)).collect();
         let h = histogram(&relu);
-        let best = chosen(&relu, ASYMMETRIC, least_squares(&h, ASYMMETRIC));
+        let best = chosen(&relu, ASYMMETRIC, least_squares(&h, ASYMMETRIC, 1.0));
         assert!(best >= chosen(&relu, ASYMMETRIC, whole(&h)) - 0.05, "{best}");
         assert!(
-            best > chosen(&relu, SYMMETRIC, least_squares(&h, SYMMETRIC)) + 4.0,
+            best > chosen(&relu, SYMMETRIC, least_squares(&h, SYMMETRIC, 1.0)) + 4.0,
             "one side has twice the codes"
         );
         let mut outliers = gauss.clone();
         outliers.extend([30.0, -40.0]);
         let h = histogram(&outliers);
-        let best = chosen(&outliers, SYMMETRIC, least_squares(&h, SYMMETRIC));
+        let best = chosen(&outliers, SYMMETRIC, least_squares(&h, SYMMETRIC, 1.0));
         assert!(best > chosen(&outliers, SYMMETRIC, whole(&h)) + 3.0, "{best}");
     }
 
@@ -323,7 +328,7 @@ mod tests {
         let mut values = normal(20_000, 7);
         values.iter_mut().for_each(|x| *x = x.powi(3));
         let h = histogram(&values);
-        let found = chosen(&values, SYMMETRIC, least_squares(&h, SYMMETRIC));
+        let found = chosen(&values, SYMMETRIC, least_squares(&h, SYMMETRIC, 1.0));
         let (low, high) = whole(&h);
         let best = (1..=400)
             .map(|i| f64::from(i) / 400.0 * low.abs().max(high))

@@ -12,7 +12,10 @@ pub enum Method {
     /// The range that holds this percentage of the values.
     Percentile(f64),
     /// The range with the smallest expected squared error.
-    LeastSquares,
+    LeastSquares {
+        /// Weight of clipping against rounding.
+        clipping: f64,
+    },
     /// The threshold with the smallest Kullback-Leibler divergence.
     KullbackLeibler,
     /// Alternating least squares.
@@ -24,11 +27,11 @@ pub enum Method {
 impl Method {
     /// The method of that name.
     #[must_use]
-    pub fn parse(name: &str, percent: f64) -> Option<Self> {
+    pub fn parse(name: &str, percent: f64, clipping: f64) -> Option<Self> {
         Some(match name {
             "minmax" => Self::MinMax,
             "percentile" => Self::Percentile(percent),
-            "mse" => Self::LeastSquares,
+            "mse" => Self::LeastSquares { clipping },
             "kl" => Self::KullbackLeibler,
             "admm" => Self::Alternating,
             "ema" => Self::Moving,
@@ -171,7 +174,7 @@ impl TensorStatistics {
         match method {
             Method::MinMax => ranges::whole(histogram),
             Method::Percentile(percent) => ranges::percentile(histogram, percent),
-            Method::LeastSquares => ranges::least_squares(histogram, grid),
+            Method::LeastSquares { clipping } => ranges::least_squares(histogram, grid, clipping),
             Method::KullbackLeibler => self.divergence_range(grid),
             Method::Alternating => ranges::alternating(histogram, grid.max),
             Method::Moving => self.moving.range(momentum),
@@ -238,7 +241,7 @@ mod tests {
         for method in [
             Method::MinMax,
             Method::Percentile(99.9),
-            Method::LeastSquares,
+            Method::LeastSquares { clipping: 1.0 },
             Method::KullbackLeibler,
             Method::Moving,
         ] {

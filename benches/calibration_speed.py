@@ -1,0 +1,150 @@
+"""Time and memory of calibration: mnnq against onnxruntime's ``quantize_static`` and mnnquant, one thread.
+
+    python -m benches.calibration_speed --data DIR [--task mobilenetv2] [--samples 100] [--repeats 3] [--json]
+
+Each tool runs in a process of its own, in turns; the least wall time counts, and the peak of the resident memory. Reading
+images is not part of any time: all tools get the same arrays. ``--growth`` instead runs mnnq with 10 and with 1000 samples.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import multiprocessing as mp
+import os
+import resource
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import numpy as np
+
+from benches.tasks import TASKS, Task
+
+Samples = list[dict[str, np.ndarray]]
+
+
+class Repeated:
+    """So many samples from few, without their memory."""
+
+    def __init__(self, samples: Samples, count: int) -> None:
+        self.samples, self.count = samples, count
+
+    def __len__(self) -> int:
+        return self.count
+
+    def __iter__(self) -> Iterator[dict[str, np.ndarray]]:
+        return (self.samples[index % len(self.samples)] for index in range(self.count))
+
+
+def _mnnq(method: str) -> Callable[[Task, Samples, Path], None]:
+    def run(task: Task, samples: Samples, folder: Path) -> None:
+        import mnnq
+
+        model = mnnq.load(task.model)
+        result = mnnq.quantize(model, samples, feature_method=method, threads=1, force=True, check_samples=0)
+        result.model.save(folder / "ours.mnn")
+
+    return run
+
+
+def _onnxruntime(method: str) -> Callable[[Task, Samples, Path], None]:
+    def run(task: Task, samples: Samples, folder: Path) -> None:
+        from onnxruntime import quantization as peer
+
+        from benches.offline_accuracy import _Reader
+
+        peer.quantize_static(
+            str(task.model),
+            str(folder / "theirs.onnx"),
+            _Reader(samples),  # type: ignore[arg-type]
+            per_channel=True,
+            calibrate_method=peer.CalibrationMethod[method],
+        )
+
+    return run
+
+
+def _mnnquant(task: Task, samples: Samples, folder: Path) -> None:
+    import mnnq
+    from benches.offline_accuracy import mnnquant
+
+    plain = folder / "float.mnn"
+    mnnq.load(task.model).save(plain)
+    if not mnnquant(plain, folder / "theirs.mnn", samples, "KL"):
+        msg = "mnnquant gave no file"
+        raise RuntimeError(msg)
+
+
+TOOLS: dict[str, Callable[[Task, Samples, Path], None]] = {
+    "mnnq mse": _mnnq("mse"),
+    "mnnq kl": _mnnq("kl"),
+    "onnxruntime MinMax": _onnxruntime("MinMax"),
+    "onnxruntime Entropy": _onnxruntime("Entropy"),
+    "mnnquant KL": _mnnquant,
+}
+
+
+def _measure(tool: str, task: str, data: Path, count: int, repeated: bool, queue: mp.Queue) -> None:
+    chosen = TASKS[task](data)
+    chosen.evaluate.clear()
+    samples = chosen.calib[:count]
+    given = Repeated(samples[:10], count) if repeated else samples
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    with tempfile.TemporaryDirectory() as folder:
+        start = time.perf_counter()
+        TOOLS[tool](chosen, given, Path(folder))  # type: ignore[arg-type]
+        spent = time.perf_counter() - start
+    children = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss
+    peak = max(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss, children)
+    queue.put((spent, (peak - before) / 1024, peak / 1024))
+
+
+def measure(
+    tool: str, task: str, data: Path, count: int, *, repeated: bool = False
+) -> tuple[float, float, float]:
+    """Seconds, MiB more than before, and MiB at the peak, in a process of its own with one thread."""
+    os.environ.update({"OMP_NUM_THREADS": "1", "PIP_NO_INDEX": "1"})
+    context = mp.get_context("spawn")
+    queue: mp.Queue = context.Queue()
+    process = context.Process(target=_measure, args=(tool, task, data, count, repeated, queue))
+    process.start()
+    result = queue.get(timeout=900)
+    process.join()
+    found: tuple[float, float, float] = result
+    return found
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--data", type=Path, required=True)
+    parser.add_argument("--task", default="mobilenetv2", choices=sorted(TASKS))
+    parser.add_argument("--samples", type=int, default=100)
+    parser.add_argument("--repeats", type=int, default=3)
+    parser.add_argument("--tool", action="append", choices=sorted(TOOLS))
+    parser.add_argument("--growth", action="store_true")
+    parser.add_argument("--json", action="store_true")
+    args = parser.parse_args()
+    rows: dict[str, dict[str, float]] = {}
+    if args.growth:
+        for count in (10, 1000):
+            spent, more, peak = measure("mnnq mse", args.task, args.data, count, repeated=True)
+            rows[f"mnnq mse, {count}"] = {"seconds": spent, "more MiB": more, "peak MiB": peak}
+    else:
+        for _ in range(args.repeats):
+            for tool in args.tool or TOOLS:
+                spent, more, peak = measure(tool, args.task, args.data, args.samples)
+                row = rows.setdefault(tool, {"seconds": spent, "more MiB": more, "peak MiB": peak})
+                row["seconds"] = min(row["seconds"], spent)
+    if args.json:
+        print(json.dumps({"task": args.task, "samples": args.samples, "tools": rows}, indent=2))
+        return
+    for tool, row in rows.items():
+        print(f"{args.task:<12} {tool:<20}", "  ".join(f"{key} {value:.3f}" for key, value in row.items()))
+
+
+if __name__ == "__main__":
+    main()

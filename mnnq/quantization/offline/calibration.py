@@ -1,0 +1,253 @@
+"""Statistics of a float model's tensors over a data set, in one pass and constant memory."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from concurrent.futures import Executor
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from mnnq import _native
+from mnnq.errors import InputError, QuantizationError
+from mnnq.ir.model import Model
+from mnnq.quantization.offline.config import OfflineConfig, RangeMethod
+from mnnq.quantization.offline.dataset import Dataset, Feeds
+from mnnq.quantization.offline.equalize import equalize
+from mnnq.quantization.offline.layout import CONVOLUTIONS, match_skips
+from mnnq.runtime.session import InferenceSession
+from mnnq.writer.to_mnn import to_bytes
+
+#: Told how far a stage is: its name, units done, units in all.
+Progress = Callable[[str, int, int], None]
+
+#: Samples that the equalization of channels looks at.
+EQUALIZATION_SAMPLES = 8
+
+#: Samples that one task of an executor takes.
+_SHARD = 16
+
+
+@dataclass
+class Calibration:
+    """Statistics of the float tensors of a model over samples.
+
+    Attributes
+    ----------
+    model
+        The float model whose tensors were counted: the one given, with its channels evened out.
+    statistics
+        What was counted, by tensor.
+    inputs
+        Float graph inputs.
+    samples
+        Number of samples.
+    notes
+        What was changed in the model, one line each.
+    """
+
+    model: Model
+    statistics: _native.NativeStatistics
+    inputs: tuple[str, ...]
+    samples: int
+    notes: tuple[str, ...] = ()
+
+    @property
+    def tensors(self) -> list[str]:
+        """Names of the tensors counted, those that were never computed apart."""
+        return [name for name in self.statistics.tensors if self.statistics.summary(name)["count"]]
+
+    def to_bytes(self) -> bytes:
+        """The statistics as bytes, for other processes of the same version."""
+        return self.statistics.state()
+
+
+def open_session(model: Model, threads: int | None) -> InferenceSession:
+    """A session of a model in memory."""
+    options = {} if threads is None else {"threads": threads}
+    return InferenceSession(to_bytes(model), options)
+
+
+def limited(dataset: Dataset, count: int | None) -> Iterator[Feeds]:
+    """The first samples of a data set, or all."""
+    return itertools.islice(iter(dataset), count)
+
+
+def checked_feeds(session: InferenceSession, sample: Feeds, index: int) -> dict[str, npt.NDArray[Any]]:
+    """A sample as the native session takes it.
+
+    Raises
+    ------
+    InputError
+        The sample is not a mapping, or an array does not fit; the message has its number.
+    """
+    if not isinstance(sample, Mapping):
+        msg = f"sample {index} is {type(sample).__name__}, wanted a mapping of input names to arrays"
+        raise InputError(msg)
+    try:
+        return {name: session.feed(name, value) for name, value in sample.items()}
+    except InputError as error:
+        error.message = f"sample {index}: {error.message}"
+        raise
+
+
+def float_tensors(session: InferenceSession, sample: Feeds) -> list[str]:
+    """Names of the float tensors that a session computes, inputs included, in order."""
+    found: dict[str, None] = {}
+
+    def see(name: str, array: npt.NDArray[Any]) -> None:
+        if array.dtype == np.float32:
+            found[name] = None
+
+    session.observe(sample, see)
+    return list(found)
+
+
+def calibrate(
+    model: Model,
+    dataset: Dataset,
+    config: OfflineConfig | None = None,
+    *,
+    executor: Executor | None = None,
+    progress: Progress | None = None,
+) -> Calibration:
+    """Run the float model over the data and collect the statistics that every range method needs.
+
+    Parameters
+    ----------
+    model
+        A float model.
+    dataset
+        Samples.
+    config
+        `max_samples`, `threads` and `momentum` matter; with `compat` and ``"kl"`` the data is gone through twice, as
+        MNN's histograms need their range beforehand.
+    executor
+        Runs shards of the data elsewhere, e.g. a ``ProcessPoolExecutor`` or what Dask's client gives for its
+        ``get_executor``. The result is the same as without one.
+    progress
+        Told how far it is.
+
+    Raises
+    ------
+    InputError
+        A sample does not fit the model, naming its number.
+    QuantizationError
+        There are no samples, or a tensor is not finite, naming it.
+    """
+    config = config or OfflineConfig()
+    total = len(dataset) if config.max_samples is None else min(len(dataset), config.max_samples)
+    first = next(iter(dataset), None)
+    if total == 0 or first is None:
+        msg = "there are no calibration samples"
+        raise QuantizationError(msg)
+    model, notes = _prepare(model, dataset, config)
+    session = open_session(model, config.threads)
+    names = float_tensors(session, checked_feeds(session, first, 0))
+    inputs = tuple(name for name in names if name in model.inputs)
+    job = _Job(to_bytes(model) if executor else b"", names, config.momentum, {})
+    found = _pass(job, session, limited(dataset, total), total, executor, progress)
+    if config.compat and config.feature_method is RangeMethod.KL:
+        limits = {name: _magnitude(found, name) for name in names}
+        job = _Job(job.model, names, config.momentum, limits)
+        found = _pass(job, session, limited(dataset, total), total, executor, progress)
+    return Calibration(model, found, inputs, int(found.samples), notes)
+
+
+def _prepare(model: Model, dataset: Dataset, config: OfflineConfig) -> tuple[Model, tuple[str, ...]]:
+    """The model with its channels evened out, and what was done."""
+    if not config.equalization or config.compat:
+        return model, ()
+    names = {name for op in model.ops if op.type in CONVOLUTIONS for name in (op.inputs[0], op.outputs[0])}
+    found = channel_statistics(model, limited(dataset, EQUALIZATION_SAMPLES), names, config.threads)
+    ranges = {name: np.maximum(-low, high).astype(np.float64) for name, (_, low, high) in found.items()}
+    even = model.copy()
+    notes = equalize(even, ranges, match_skips(model, config.skip))
+    return (even, tuple(notes)) if notes else (model, ())
+
+
+def _magnitude(statistics: _native.NativeStatistics, name: str) -> float:
+    summary = statistics.summary(name)
+    largest = max(abs(summary["min"]), abs(summary["max"]))
+    # MNN takes tensors below this for invalid.
+    return largest if largest > 1e-5 else 0.0
+
+
+@dataclass(frozen=True)
+class _Job:
+    """What a shard is told; it can travel to another process."""
+
+    model: bytes
+    names: list[str]
+    momentum: float
+    limits: dict[str, float]
+
+    def fresh(self) -> _native.NativeStatistics:
+        return _native.NativeStatistics(self.names, momentum=self.momentum, limits=self.limits)
+
+
+def _pass(
+    job: _Job,
+    session: InferenceSession,
+    samples: Iterator[Feeds],
+    total: int,
+    executor: Executor | None,
+    progress: Progress | None,
+) -> _native.NativeStatistics:
+    tell = progress or (lambda *_: None)
+    if executor is None:
+        found = job.fresh()
+        for index, sample in enumerate(samples):
+            tell("calibrate", index, total)
+            found.observe(session.native, checked_feeds(session, sample, index))
+        tell("calibrate", total, total)
+        return found
+    found = job.fresh()
+    pending: list[Any] = []
+    done = 0
+
+    def collect(count: int) -> None:
+        nonlocal done
+        while len(pending) > count:
+            # In order: averaged ranges depend on it.
+            part = _native.NativeStatistics.from_state(pending.pop(0).result())
+            found.merge(part)
+            done += int(part.samples)
+            tell("calibrate", done, total)
+
+    for start, shard in _shards(samples):
+        pending.append(executor.submit(_observe_shard, job, start, shard))
+        # Few shards wait at a time, so that memory does not grow with the data.
+        collect(8)
+    collect(0)
+    return found
+
+
+def _shards(samples: Iterable[Feeds]) -> Iterator[tuple[int, list[dict[str, npt.NDArray[Any]]]]]:
+    iterator, start = iter(samples), 0
+    while shard := [dict(sample) for sample in itertools.islice(iterator, _SHARD)]:
+        yield start, shard
+        start += len(shard)
+
+
+def _observe_shard(job: _Job, start: int, samples: list[dict[str, npt.NDArray[Any]]]) -> bytes:
+    """Statistics of some samples as bytes: what runs in another process."""
+    session = InferenceSession(job.model, {"threads": 1})
+    found = job.fresh()
+    for index, sample in enumerate(samples, start):
+        found.observe(session.native, checked_feeds(session, sample, index))
+    return found.state()
+
+
+def channel_statistics(
+    model: Model, samples: Iterable[Feeds], names: Iterable[str], threads: int | None
+) -> dict[str, tuple[npt.NDArray[np.float64], npt.NDArray[np.float32], npt.NDArray[np.float32]]]:
+    """Mean, smallest and largest value of each channel of some tensors over samples."""
+    session = open_session(model, threads)
+    found = _native.NativeStatistics([], list(names))
+    for index, sample in enumerate(samples):
+        found.observe(session.native, checked_feeds(session, sample, index))
+    return {name: found.channel_statistics(name) for name in names}
