@@ -28,6 +28,11 @@ class WeightMethod(str, enum.Enum):
     HQQ_REFERENCE = "hqq_ref"
     #: Clipping search and least squares: the smallest squared error found.
     SEARCH = "search"
+    #: Error compensation on calibration data (`mnnq.quantization.calibrated`); needs data.
+    GPTQ = "gptq"
+    #: The best of `SEARCH` and several compensations, layer by layer, on held-out samples; without data `SEARCH`
+    #: with gain correction.
+    AUTO = "auto"
 
     def __str__(self) -> str:
         return self.value
