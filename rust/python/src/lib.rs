@@ -3,8 +3,8 @@
 //! It converts values and errors; it holds no algorithm. Every module adds its functions through one `add`.
 
 mod arrays;
-mod calibration;
 mod calibrated;
+mod calibration;
 mod errors;
 mod format;
 mod quant;
@@ -24,8 +24,7 @@ mod _native {
         format::add(module)?;
         quant::add(module)?;
         session::add(module)?;
-        calibration::add(module)
-        calibrated::add(module)?;
-        session::add(module)
+        calibration::add(module)?;
+        calibrated::add(module)
     }
 }

@@ -25,13 +25,13 @@ use crate::quant::affine::{self, Affine, LANES, clamp, fold_lanes};
 use crate::quant::spec::{BitWidth, Scheme};
 
 /// Starts from which least squares run to convergence.
-const STARTS: usize = 6;
+const STARTS: usize = 4;
 /// Most rounds of alternating least squares from one start.
 const ROUNDS: usize = 12;
 /// Most times the ends of the grid are moved.
 const MOVES: usize = 4;
 /// Moves of one end of the grid, in steps.
-const SHIFTS: [f32; 5] = [-0.5, -0.25, 0.0, 0.25, 0.5];
+const SHIFTS: [f32; 3] = [-0.35, 0.0, 0.35];
 /// An error must fall below this fraction of the last one for another round.
 const PROGRESS: f32 = 1.0 - 1e-5;
 
@@ -107,7 +107,7 @@ impl Search {
     /// The search for `bits`: the fewer the bits, the more of the range is worth clipping.
     pub fn new(bits: BitWidth, scheme: Scheme) -> Self {
         let (points, narrowest) = match bits.get() {
-            2..=4 => (9, 0.2),
+            2..=4 => (7, 0.2),
             5 | 6 => (6, 0.5),
             _ => (4, 0.85),
         };
@@ -223,6 +223,9 @@ impl Search {
                 let high = low + self.bits.steps() * of.scale;
                 for left in SHIFTS {
                     for right in SHIFTS {
+                        if left == 0.0 && right == 0.0 {
+                            continue;
+                        }
                         let grid = self.between(low + left * of.scale, high + right * of.scale);
                         best.insert(self.refit(weights, inverse_range, grid));
                     }
