@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -13,7 +13,6 @@ from mnnq import _native
 from mnnq.errors import QuantizationError
 from mnnq.ir.model import Op
 from mnnq.quantization.config import LayerConfig, WeightMethod
-from mnnq.quantization.stored import float_weights
 from mnnq.quantization.windows import Windows
 
 Array = npt.NDArray[Any]
@@ -41,7 +40,7 @@ class Compensation:
         Most sweeps of coordinate descent and refits.
     """
 
-    damping: float = 0.03
+    damping: float = 0.3
     follow_float: bool = True
     by_variance: bool = True
     sweeps: int = 4
@@ -53,9 +52,7 @@ class Compensation:
 
 
 #: What ``auto`` tries besides the search without data.
-CANDIDATES = tuple(
-    Compensation(damping=damping, follow_float=follow) for damping in (0.01, 0.1, 1.0) for follow in (True, False)
-)
+CANDIDATES = tuple(Compensation(damping=damping) for damping in (0.03, 0.3, 1.0))
 
 
 @dataclass(frozen=True)
@@ -72,11 +69,13 @@ class Inputs:
 
     fitted: _native.InputStatistics
     held_out: _native.InputStatistics | None
+    _merged: list[bool] = field(default_factory=list, repr=False)
 
     def everything(self) -> _native.InputStatistics:
         """Statistics of all samples; `fitted` becomes them."""
-        if self.held_out is not None:
+        if self.held_out is not None and not self._merged:
             self.fitted.merge(self.held_out)
+            self._merged.append(True)
         return self.fitted
 
 
@@ -128,29 +127,59 @@ class Chosen:
     codes, scale, minimum
         ``[rows, row_len]``, ``[rows, blocks]``, ``[rows, blocks]`` or None.
     method
-        Name for the report.
+        What was chosen, for the report.
     error_before, error_after
         Relative output error on held-out samples (on all when none are held out), means corrected: of the search
         without data, of what was chosen.
+    sqnr_db, relative_rms
+        Error of the weights.
     """
 
     codes: npt.NDArray[np.int8]
     scale: npt.NDArray[np.float32]
     minimum: npt.NDArray[np.float32] | None
-    stats: _native.WeightStats
     method: str
     error_before: float
     error_after: float
+    sqnr_db: float
+    relative_rms: float
 
 
-class Chooser:
+def choose(
+    weight: npt.NDArray[np.float32],
+    config: LayerConfig,
+    block: int | None,
+    inputs: Inputs,
+    candidates: Sequence[Compensation],
+    threads: int | None,
+) -> Chosen:
+    """Choose the codes of one layer.
+
+    With ``method="auto"`` the best of the search without data and of all candidates by the output error on held-out
+    samples wins, and the winner is computed again from all samples; otherwise the only candidate is taken.
+
+    Parameters
+    ----------
+    weight
+        ``[rows, row_len]``, finite.
+    block
+        Weights per block; None for whole rows.
+    """
+    return _Chooser(weight, config, block, inputs, threads).choose(candidates)
+
+
+class _Chooser:
     """Chooses the codes of one layer."""
 
     def __init__(
-        self, weight: Array, config: LayerConfig, block: int | None, inputs: Inputs, threads: int | None
+        self,
+        weight: npt.NDArray[np.float32],
+        config: LayerConfig,
+        block: int | None,
+        inputs: Inputs,
+        threads: int | None,
     ) -> None:
-        self.weight = np.require(weight, np.float32, ["C", "A"])
-        self.config, self.inputs, self.threads = config, inputs, threads
+        self.weight, self.config, self.inputs, self.threads = weight, config, inputs, threads
         self._common: dict[str, Any] = {
             "bits": config.bits,
             "symmetric": config.symmetric,
@@ -160,35 +189,29 @@ class Chooser:
         }
 
     def choose(self, candidates: Sequence[Compensation]) -> Chosen:
-        """Return the best of plain search and compensation by the error on held-out samples.
-
-        The winner is computed again from all samples. A single candidate is taken as it is.
-        """
         judge = self.inputs.held_out or self.inputs.fitted
-        plain = self._plain(gain=self.config.gain_correction)
-        plain_error = self._error(plain, judge)
-        power = max(plain_error["power"], 1e-30)
-        before = plain_error["own"] / power
-        best, best_error = (None, plain_error["total"])
-        trial = plain
-        if len(candidates) == 1 and self.config.method is not WeightMethod.AUTO:
+        plain = self._plain()
+        error = self._error(plain, judge)
+        before, best_error = _relative(error), error["total"]
+        best: Compensation | None = None
+        if self.config.method is not WeightMethod.AUTO:
             best = candidates[0]
-        else:
+        elif error["own"] > 0:
+            after = before
             for candidate in candidates:
-                result = self._compensated(candidate, self.inputs.fitted)
-                error = self._error(result, judge)["total"]
-                if error < best_error:
-                    best, best_error, trial = candidate, error, result
-        after = self._error(trial, judge)["own"] / power
+                error = self._error(self._compensated(candidate, self.inputs.fitted), judge)
+                if error["total"] < best_error:
+                    best, best_error, after = candidate, error["total"], _relative(error)
         if best is None:
-            return self._chosen(plain, "search", before, before)
+            return _chosen(plain, "search", before, before)
         everything = self.inputs.everything()
         final = self._compensated(best, everything)
-        if self.inputs.held_out is None or len(candidates) == 1:
-            after = self._error(final, everything)["own"] / power
-        return self._chosen(final, best.label, before, after)
+        if self.config.method is not WeightMethod.AUTO or self.inputs.held_out is None:
+            after = _relative(self._error(final, everything))
+        return _chosen(final, best.label, before, after)
 
-    def _plain(self, *, gain: bool) -> _native.QuantizedCodes:
+    def _plain(self) -> _native.QuantizedCodes:
+        gain = self.config.gain_correction or self.config.method is WeightMethod.AUTO
         return _native.quantize_codes(self.weight, method="search", gain_correction=gain, **self._common)
 
     def _compensated(self, how: Compensation, inputs: _native.InputStatistics) -> _native.QuantizedCodes:
@@ -202,18 +225,27 @@ class Chooser:
             **self._common,
         )
 
-    def _error(self, result: _native.QuantizedCodes, inputs: _native.InputStatistics) -> dict[str, float]:
-        return _native.layer_output_error(self.weight, self.decoded(result), inputs, threads=self.threads)
+    def _error(self, result: _native.QuantizedCodes, inputs: _native.InputStatistics) -> _native.OutputError:
+        decoded = decode(result["codes"], result["scale"], result["min"], self.config.bits)
+        return _native.layer_output_error(self.weight, decoded, inputs, threads=self.threads)
 
-    def decoded(self, result: _native.QuantizedCodes) -> npt.NDArray[np.float32]:
-        """Weights that codes stand for."""
-        return decode(result["codes"], result["scale"], result["min"], self.config.bits)
 
-    def _chosen(self, result: _native.QuantizedCodes, method: str, before: float, after: float) -> Chosen:
-        return Chosen(
-            result["codes"], result["scale"], result["min"], result["stats"], method,
-            float(np.sqrt(max(before, 0))), float(np.sqrt(max(after, 0))),
-        )  # fmt: skip
+def _relative(error: _native.OutputError) -> float:
+    return float(np.sqrt(max(error["own"], 0.0) / error["power"])) if error["power"] > 0 else 0.0
+
+
+def _chosen(result: _native.QuantizedCodes, method: str, before: float, after: float) -> Chosen:
+    stats = result["stats"]
+    return Chosen(
+        result["codes"],
+        result["scale"],
+        result["min"],
+        method,
+        before,
+        after,
+        stats["sqnr_db"],
+        stats["relative_rms"],
+    )
 
 
 def decode(
@@ -226,15 +258,5 @@ def decode(
     rows, row_len = codes.shape
     shaped = codes.reshape(rows, scale.shape[1], -1).astype(np.float32)
     offset = np.float32(0) if minimum is None else (minimum + np.float32(1 << (bits - 1)) * scale)[:, :, None]
-    return (shaped * scale[:, :, None] + offset).reshape(rows, row_len)
-
-
-def mean_outputs(inputs: _native.InputStatistics, exact_op: Op, op: Op) -> tuple[Array, Array]:
-    """Mean outputs without bias of the float layer on its inputs, and of the quantized layer on its own."""
-    actual, exact = inputs.means()
-    results = []
-    for layer, mean in ((exact_op, exact), (op, actual)):
-        weight = np.asarray(float_weights(layer), np.float64)
-        rows = weight.reshape(mean.shape[0], -1, mean.shape[1])
-        results.append(np.einsum("gok,gk->go", rows, mean).reshape(-1))
-    return results[0], results[1]
+    decoded: npt.NDArray[np.float32] = shaped * scale[:, :, None] + offset
+    return decoded.reshape(rows, row_len)
