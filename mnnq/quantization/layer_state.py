@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import zipfile
@@ -43,11 +44,12 @@ class LayerState:
     def load(self, key: str, shape: tuple[int, ...]) -> Chosen | None:
         """Return the codes of a layer with weights of that shape, or None when they are not there."""
         try:
-            with np.load(self._path(key), allow_pickle=False) as arrays:
+            content = io.BytesIO(self._path(key).read_bytes())
+            with np.load(content, allow_pickle=False) as arrays:
                 figures = json.loads(str(arrays["figures"]))
                 codes, scale = arrays["codes"], arrays["scale"]
                 minimum = arrays["minimum"] if "minimum" in arrays.files else None
-        except (OSError, ValueError, KeyError, zipfile.BadZipFile):
+        except (OSError, EOFError, ValueError, KeyError, zipfile.BadZipFile):
             return None
         fits = codes.shape == shape and codes.dtype == np.int8 and scale.ndim == 2 and len(scale) == shape[0]
         if not fits or set(figures) != set(_FIGURES):

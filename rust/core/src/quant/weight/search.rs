@@ -188,6 +188,8 @@ impl Search {
         match self.scheme {
             Scheme::Asymmetric => {
                 let center = mean(weights);
+                // Sums of huge weights overflow; any point of the range will do.
+                let center = if center.is_finite() { center } else { 0.5 * low + 0.5 * high };
                 for i in 0..self.points * self.points {
                     let left = self.fraction(i / self.points, self.points);
                     let right = self.fraction(i % self.points, self.points);
