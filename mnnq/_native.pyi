@@ -388,6 +388,7 @@ class InputMoments:
         exact: npt.NDArray[np.float32] | None,
         pad: tuple[int, int],
         outputs: tuple[int, int],
+        rows: tuple[int, int] = (1, 0),
     ) -> None:
         """Add the inputs of a sample: in the quantized model and, with `cross`, in the float model.
 
@@ -399,6 +400,8 @@ class InputMoments:
             Padding above and left.
         outputs
             Rows and columns of the layer's output.
+        rows
+            Every how many rows of outputs are counted, and the first of them.
         """
 
     def finish(self) -> InputStatistics:

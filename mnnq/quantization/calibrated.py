@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -19,6 +19,10 @@ Array = npt.NDArray[Any]
 
 #: One sample in so many is held out to choose between methods.
 HOLD_OUT = 4
+
+#: Positions per input that covariances are taken from; of larger data, evenly spread rows are counted.
+POSITIONS_PER_INPUT = 64
+MIN_POSITIONS = 16384
 
 #: With fewer samples nothing is held out.
 MIN_HOLD_OUT = 4
@@ -69,23 +73,27 @@ class Inputs:
 
     fitted: _native.InputStatistics
     held_out: _native.InputStatistics | None
-    _merged: list[bool] = field(default_factory=list, repr=False)
 
     def everything(self) -> _native.InputStatistics:
-        """Statistics of all samples; `fitted` becomes them."""
-        if self.held_out is not None and not self._merged:
-            self.fitted.merge(self.held_out)
-            self._merged.append(True)
-        return self.fitted
+        """Statistics of all samples."""
+        if self.held_out is None:
+            return self.fitted
+        whole = _native.InputStatistics(*self.fitted.__getnewargs__())
+        whole.merge(self.held_out)
+        return whole
 
 
-def collect(op: Op, pairs: Iterable[tuple[Array, Array]], *, hold_out: bool, threads: int | None) -> Inputs:
+def collect(
+    op: Op, pairs: Iterable[tuple[Array, Array]], samples: int, *, hold_out: bool, threads: int | None
+) -> Inputs:
     """Collect the statistics of a layer's inputs.
 
     Parameters
     ----------
     pairs
         Input in the float model and in the quantized model, sample by sample.
+    samples
+        How many there are.
     hold_out
         Whether to keep one sample in `HOLD_OUT` apart.
     """
@@ -111,11 +119,19 @@ def collect(op: Op, pairs: Iterable[tuple[Array, Array]], *, hold_out: bool, thr
         (top, rows), (left, columns) = windows.axis(0, actual.shape[2]), windows.axis(1, actual.shape[3])
         x = np.require(actual, np.float32, ["C", "A"])
         y = None if same else np.require(exact, np.float32, ["C", "A"])
-        collector.add(x, y, (top, left), (rows, columns))
+        step = _row_step(x.shape, windows, rows, columns, samples)
+        collector.add(x, y, (top, left), (rows, columns), (step, index % step))
     if moments[0] is None:
         msg = "no calibration data was collected for the layer"
         raise QuantizationError(msg, node=op.name)
     return Inputs(moments[0].finish(), None if moments[1] is None else moments[1].finish())
+
+
+def _row_step(shape: tuple[int, ...], windows: Windows, rows: int, columns: int, samples: int) -> int:
+    """Every how many rows of a sample's outputs are enough for the covariances."""
+    inputs = shape[1] // windows.group * windows.kernel[0] * windows.kernel[1]
+    enough = max(POSITIONS_PER_INPUT * inputs, MIN_POSITIONS) / samples
+    return int(max(1, min(shape[0] * rows * columns // max(enough, 1), rows)))
 
 
 @dataclass(frozen=True)

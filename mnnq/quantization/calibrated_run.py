@@ -22,6 +22,7 @@ from mnnq.quantization.calibrated import (
     Array,
     Chosen,
     Compensation,
+    Inputs,
     choose,
     collect,
 )
@@ -29,6 +30,7 @@ from mnnq.quantization.config import LayerConfig, WeightConfig, WeightMethod
 from mnnq.quantization.layer_state import LayerState
 from mnnq.quantization.stepwise import Step, Stepper
 from mnnq.quantization.stored import describe, float_weights, quant_size
+from mnnq.quantization.windows import Windows
 from mnnq.report.quantization import LayerReport
 
 _log = logging.getLogger(__name__)
@@ -71,7 +73,8 @@ class CalibratedRun:
         self._samples, self._executor = samples, executor
         self._free, self._choose, self._tell = free, choose, tell
         self._state = None if state is None else LayerState(state)
-        self._futures: dict[str, Any] = {}
+        #: Statistics of the inputs of the step's layers.
+        self._shared: dict[tuple[str, Windows, bool], Inputs] = {}
         self.samples: int | None = None
         self.output_sqnr: float | None = None
 
@@ -82,6 +85,7 @@ class CalibratedRun:
         samples = self._samples if self._state is None else _digested(self._samples, digest)
         with Stepper(self.reference, self.model, samples, threads=self.config.threads) as stepper:
             for step in stepper:
+                self._shared.clear()
                 jobs = [self._prepare(stepper, step, layer, digest) for layer in step.layers]
                 for job in jobs:
                     self._tell(len(reports), job.op.name)
@@ -112,7 +116,7 @@ class CalibratedRun:
             return job  # the search without data names the weight
         candidates = CANDIDATES if config.method is WeightMethod.AUTO else (Compensation(),)
         hold_out = config.method is WeightMethod.AUTO and stepper.samples >= MIN_HOLD_OUT
-        inputs = collect(op, step.inputs(layer), hold_out=hold_out, threads=self.config.threads)
+        inputs = self._inputs(stepper, step, layer, hold_out=hold_out)
         arguments = (
             weight, config, None if block is None else block * stored.kernel, inputs, candidates, self.config.threads,
         )  # fmt: skip
@@ -121,6 +125,16 @@ class CalibratedRun:
         else:
             job.work = self._executor.submit(choose, *arguments).result
         return job
+
+    def _inputs(self, stepper: Stepper, step: Step, layer: str, *, hold_out: bool) -> Inputs:
+        """Statistics of a layer's inputs; layers of a step that see the same share them."""
+        op = stepper.layer(layer)[1]
+        seen = (op.inputs[0], Windows.of(op), hold_out)
+        if seen not in self._shared:
+            self._shared[seen] = collect(
+                op, step.inputs(layer), stepper.samples, hold_out=hold_out, threads=self.config.threads
+            )
+        return self._shared[seen]
 
     def _finish(self, job: _Job, stepper: Stepper, step: Step) -> LayerReport:
         try:

@@ -88,6 +88,10 @@ impl InputMoments {
     ///     Padding above and left.
     /// outputs
     ///     Rows and columns of the layer's output.
+    /// rows
+    ///     Every how many rows of outputs are counted, and the first of them.
+    #[pyo3(signature = (actual, exact, pad, outputs, rows = [1, 0]))]
+    #[expect(clippy::too_many_arguments, reason = "two images and the windows over them")]
     fn add(
         &mut self,
         py: Python<'_>,
@@ -95,6 +99,7 @@ impl InputMoments {
         exact: Option<PyReadonlyArray4<'_, f32>>,
         pad: [usize; 2],
         outputs: [usize; 2],
+        rows: [usize; 2],
     ) -> PyResult<()> {
         let contiguous = |_| invalid(py, "calib", "an input is not C-contiguous");
         let data = actual.as_slice().map_err(contiguous)?;
@@ -102,7 +107,7 @@ impl InputMoments {
         let &[n, c, h, w] = actual.shape() else {
             return Err(invalid(py, "calib", "an input is no batch of images"));
         };
-        let images = Images { actual: data, exact, shape: [n, c, h, w], pad, outputs };
+        let images = Images { actual: data, exact, shape: [n, c, h, w], pad, outputs, rows };
         let pool = self.pool.clone();
         let moments = self.moments.as_mut().ok_or_else(|| finished(py))?;
         py.detach(|| within(pool.as_deref(), || moments.add(&images))).map_err(|e| error(py, &e))

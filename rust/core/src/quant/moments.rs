@@ -51,6 +51,8 @@ pub struct Images<'a> {
     pub pad: [usize; 2],
     /// Output rows and columns.
     pub outputs: [usize; 2],
+    /// Every how many rows of outputs are counted, and the first of them; at least 1, and below that.
+    pub rows: [usize; 2],
 }
 
 /// Streamed moments of the inputs of a layer.
@@ -188,7 +190,7 @@ impl Moments {
             }
         }
         for image in 0..n {
-            for y in 0..images.outputs[0] {
+            for y in (images.rows[1]..images.outputs[0]).step_by(images.rows[0].max(1)) {
                 let mut x = 0;
                 while x < images.outputs[1] {
                     let run = (images.outputs[1] - x).min(self.positions - self.filled);
@@ -542,7 +544,7 @@ mod tests {
             let taps = Taps { kernel, stride, dilation };
             let length = shape.iter().product();
             let (actual, exact) = (noise(length, 1), noise(length, 2));
-            let images = Images { actual: &actual, exact: Some(&exact), shape, pad, outputs };
+            let images = Images { actual: &actual, exact: Some(&exact), shape, pad, outputs, rows: [1, 0] };
             let mut moments = Moments::new(shape[1], groups, taps, true).unwrap();
             moments.add(&images).unwrap();
             let got = moments.finish().unwrap();
@@ -591,6 +593,7 @@ mod tests {
                         shape,
                         pad: [1, 0],
                         outputs: [6, 5],
+                        rows: [1, 0],
                     })
                     .unwrap();
             }
@@ -612,7 +615,8 @@ mod tests {
         assert!(matches!(Moments::new(5, 2, taps, false), Err(QuantError::Sample { .. })));
         let new = || Moments::new(4, 1, taps, false).unwrap();
         assert!(matches!(new().finish(), Err(QuantError::NoData)));
-        let images = |actual, shape| Images { actual, exact: None, shape, pad: [0, 0], outputs: [1, 1] };
+        let images =
+            |actual, shape| Images { actual, exact: None, shape, pad: [0, 0], outputs: [1, 1], rows: [1, 0] };
         assert!(new().add(&images(&[0.0; 3], [1, 3, 1, 1])).is_err());
         assert!(new().add(&images(&[0.0; 3], [1, 4, 1, 1])).is_err());
         let nan = [0.0, f32::NAN, 0.0, 0.0];
