@@ -10,12 +10,16 @@ import numpy as np
 import numpy.typing as npt
 
 __all__ = [
+    "InputMoments",
+    "InputStatistics",
     "NativeSession",
     "NativeStatistics",
     "__version__",
     "activation_codes",
+    "compensate_weights",
     "decode_weights",
     "encode_weights",
+    "layer_output_error",
     "model_to_bytes",
     "pack_half",
     "quantize_codes",
@@ -343,6 +347,159 @@ def quantize_codes(
     ------
     QuantizationError
         If an option does not fit, or a weight is not finite; its ``key`` names the argument.
+    """
+
+@type_check_only
+class OutputError(TypedDict):
+    """What `layer_output_error` returns."""
+
+    own: float
+    total: float
+    power: float
+
+@final
+class InputMoments:
+    """Means and covariances of what a layer's kernel meets, collected from its inputs.
+
+    Parameters
+    ----------
+    channels, groups
+        Input channels, and groups of them that do not meet.
+    kernel, stride, dilation
+        Along height and width.
+    cross
+        Whether the inputs in the float model are given too.
+    threads
+        Number of threads; by default one per CPU.
+    """
+
+    def __new__(
+        cls,
+        channels: int,
+        groups: int,
+        *,
+        kernel: tuple[int, int] = (1, 1),
+        stride: tuple[int, int] = (1, 1),
+        dilation: tuple[int, int] = (1, 1),
+        cross: bool = False,
+        threads: int | None = None,
+    ) -> InputMoments: ...
+    def add(
+        self,
+        actual: npt.NDArray[np.float32],
+        exact: npt.NDArray[np.float32] | None,
+        pad: tuple[int, int],
+        outputs: tuple[int, int],
+        rows: tuple[int, int] = (1, 0),
+    ) -> None:
+        """Add the inputs of a sample: in the quantized model and, with `cross`, in the float model.
+
+        Parameters
+        ----------
+        actual, exact
+            float32 ``[N, C, H, W]``, contiguous.
+        pad
+            Padding above and left.
+        outputs
+            Rows and columns of the layer's output.
+        rows
+            Every how many rows of outputs are counted, and the first of them.
+        """
+
+    def finish(self) -> InputStatistics:
+        """End the collection and return the statistics."""
+
+@final
+class InputStatistics:
+    """Means and covariances of the inputs of a layer; made by `InputMoments.finish`."""
+
+    def __new__(
+        cls,
+        groups: int,
+        columns: int,
+        count: int,
+        mean: npt.NDArray[np.float64],
+        second: npt.NDArray[np.float64],
+        delta: tuple[npt.NDArray[np.float64], npt.NDArray[np.float64]] | None = None,
+    ) -> InputStatistics: ...
+    def __getnewargs__(self) -> tuple[Any, ...]: ...
+    @property
+    def count(self) -> int:
+        """Positions seen."""
+
+    @property
+    def columns(self) -> int:
+        """Inputs of a group that one output sees."""
+
+    def means(self) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.float64]]:
+        """Mean inputs ``[groups, columns]`` in the quantized and in the float model."""
+
+    def covariance(self) -> npt.NDArray[np.float64]:
+        """Covariances ``[groups, columns, columns]`` of the inputs in the quantized model."""
+
+    def merge(self, other: InputStatistics) -> None:
+        """Add the statistics of other inputs of the same layer."""
+
+def compensate_weights(
+    weight: npt.NDArray[np.float32],
+    inputs: InputStatistics,
+    *,
+    bits: int,
+    symmetric: bool,
+    block: int | None = None,
+    damping: float = 0.01,
+    by_variance: bool = True,
+    follow_float: bool = True,
+    sweeps: int = 4,
+    fp16_scales: bool = False,
+    threads: int | None = None,
+) -> QuantizedCodes:
+    """Quantize a weight matrix for the inputs of its layer: searched scales, compensated errors, coordinate descent.
+
+    Parameters
+    ----------
+    weight
+        float32 ``[rows, row_len]``, contiguous.
+    inputs
+        Statistics of the layer's inputs.
+    bits, symmetric, block, fp16_scales, threads
+        As for `quantize_weights`.
+    damping
+        Ridge, as a fraction of the mean variance of the inputs.
+    by_variance
+        Round the inputs of the largest variance first.
+    follow_float
+        Aim at the outputs of the float model in spite of changed inputs.
+    sweeps
+        Most sweeps of coordinate descent.
+
+    Raises
+    ------
+    QuantizationError
+        If an option does not fit, or a weight is not finite; its ``key`` names the argument.
+    """
+
+def layer_output_error(
+    weight: npt.NDArray[np.float32],
+    decoded: npt.NDArray[np.float32],
+    inputs: InputStatistics,
+    *,
+    threads: int | None = None,
+) -> OutputError:
+    """Squared error of a layer's outputs with other weights, means apart.
+
+    Parameters
+    ----------
+    weight, decoded
+        float32 ``[rows, row_len]``, contiguous: the weights, and those in their place.
+    inputs
+        Statistics of the layer's inputs.
+
+    Returns
+    -------
+    OutputError
+        ``own``: on the inputs in the quantized model; ``total``: against the float model's outputs, up to a constant
+        of the layer; ``power``: variance of the outputs. Sums over rows of means over positions.
     """
 
 def supported_operators() -> list[str]:

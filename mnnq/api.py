@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence, Sized
+from concurrent.futures import Executor
 from dataclasses import fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -94,6 +95,9 @@ def quantize_weights(
     *,
     params_file: ParamsFile | str | Path | None = None,
     progress: Progress | None = None,
+    calib: Iterable[Mapping[str, Any]] | None = None,
+    state: str | Path | None = None,
+    executor: Executor | None = None,
     **options: Unpack[WeightOptions],
 ) -> QuantizedModel:
     """Quantize the weights of a model and return the result; the model given is not changed.
@@ -108,6 +112,14 @@ def quantize_weights(
         A compression parameter file (or its path); what it says of a layer wins.
     progress
         Called before each layer with (layers done, layers in all, name).
+    calib
+        Real inputs of the model, 8 to 128 samples: a `mnnq.data.Dataset` or any mappings from input name to array.
+        Biases are corrected on them, and ``method="gptq"`` and ``"auto"`` fit the weights to them.
+    state
+        Folder that finished layers are kept in, so that an interrupted run with `calib` continues where it was.
+    executor
+        Where layers are worked on, anything with the interface of `concurrent.futures.Executor`. The result is the
+        same.
     options
         Fields of `WeightConfig`, in place of those of `config`: ``bits=4``, ``block=64``, ``method="hqq"``,
         ``symmetric=True``, ``overrides={"head/*": {"bits": 8}}`` ...
@@ -136,7 +148,15 @@ def quantize_weights(
         params_file = read_params(params_file)
     copied = model.copy()
     result = QuantizedModel(**{entry.name: getattr(copied, entry.name) for entry in fields(Model)})
-    result.report = quantize_model(result, config, params=params_file, progress=progress)
+    result.report = quantize_model(
+        result,
+        config,
+        params=params_file,
+        progress=progress,
+        calib=calib,
+        state=None if state is None else Path(state),
+        executor=executor,
+    )
     return result
 
 

@@ -164,7 +164,9 @@ class ProgressLine:
         if done < total and now - self._last < 0.1:
             return
         self._last = now
-        text = f"{self._verb} {done}/{total} {name}"[:78]
+        elapsed = now - self._started
+        left = f", {elapsed / done * (total - done):.0f} s left" if done and elapsed > 5 else ""
+        text = f"{self._verb} {done}/{total}{left} {name}"[:78]
         sys.stderr.write(f"\r{text:<78}" if done < total else "\r" + " " * 78 + "\r")
         sys.stderr.flush()
 

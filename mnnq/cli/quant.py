@@ -20,6 +20,8 @@ _WEIGHT_OPTIONS = {
     "method": "--method",
     "hqq": "--hqq",
     "gain_correction": "--gain-correction",
+    "bias_correction": "--bias-correction",
+    "state": "--state",
     "fp16": "--fp16",
     "fp16_scales": "--fp16-scales",
     "sparse": "--sparse",
@@ -85,11 +87,20 @@ class LayerOption(common.ParamBase):
     "--symmetric/--asymmetric", default=False, help="Scale only, or scale and minimum. [default: asymmetric]"
 )
 @click.option(
-    "--method", type=click.Choice(["rtn", "hqq", "hqq_ref", "search"]), default="rtn", show_default=True,
-    help="How scales are chosen: MNN's rounding, MNN's HQQ, HQQ as published, or least squared error.",
+    "--method", type=click.Choice(["rtn", "hqq", "hqq_ref", "search", "gptq", "auto"]), default="rtn", show_default=True,
+    help="How weights are chosen: MNN's rounding, MNN's HQQ, HQQ as published, least squared error; on --calib data: "
+    "error compensation, or the best of all per layer (auto).",
 )  # fmt: skip
 @click.option("--hqq", is_flag=True, help="Same as --method hqq.")
 @click.option("--gain-correction", is_flag=True, help="Refit each output channel to gain 1 and mean error 0.")
+@click.option(
+    "--bias-correction/--no-bias-correction", default=True,
+    help="With --calib: give every output channel the mean of the float model.  [default: on]",
+)  # fmt: skip
+@click.option(
+    "--state", type=click.Path(path_type=Path, file_okay=False), metavar="DIR",
+    help="Keep finished layers of a run with --calib there; the same command continues an interrupted run.",
+)  # fmt: skip
 @click.option("--fp16", is_flag=True, help="Half floats: all weights without --bits, else what stays float.")
 @click.option("--fp16-scales", is_flag=True, help="Store scales as half floats.")
 @click.option("--sparse", is_flag=True, help="Use the sparse encoding where it is smaller.")
@@ -120,7 +131,8 @@ def command(ctx: click.Context, /, **options: Any) -> None:
     """Quantize MODEL (ONNX or .mnn) and write a .mnn file: its weights, or with --calib all of it to static int8.
 
     Without data, weights become codes of --bits bits. With --calib, layers compute in int8 with ranges found on the data;
-    with --calib and an option on weights, weights become codes and the data serve --max-drop.
+    with --calib and an option on weights, weights become codes that are fitted to the data (--method gptq or auto), biases
+    are corrected on them, and --max-drop can use them.
     """
     asked = [
         flag
@@ -170,9 +182,6 @@ def _static_int8(data: calibration.DataOptions, chosen: offline.Int8Options, ask
         return True
     for flag in chosen.given_for_int8():
         msg = f"{flag} is for static int8, but {asked[0]} asks for weights alone; add --int8 or leave {asked[0]} out"
-        raise ConfigError(msg)
-    if chosen.max_drop is None:
-        msg = f"--calib does nothing with {asked[0]}: weights are quantized without data; add --int8 or --max-drop"
         raise ConfigError(msg)
     return False
 
@@ -240,6 +249,7 @@ def _run(
     shapes: tuple[tuple[str, tuple[int, ...]], ...],
     params: Path | None,
     save_params: Path | None,
+    state: Path | None,
     external_weights: bool,
     as_json: bool,
     **options: Any,
@@ -260,11 +270,17 @@ def _run(
     from mnnq.quantization.weight import quantize_model
 
     network = api.load(model, input_shapes=dict(shapes))
+    samples = None
+    if data.path is not None:
+        samples = _calibration(data, chosen).open(network, default_samples=offline.DEFAULT_SAMPLES)
     found = None
     if chosen.max_drop is not None:
-        found = _keep_metric(data, chosen, network, config, params_file)
+        found = _keep_metric(data, chosen, network, config, params_file, samples)
         config = _leaving_out(config, frozenset(found.skip), chosen.fallback_bits)
-    report = quantize_model(network, config, params=params_file, progress=common.ProgressLine())
+    progress = common.ProgressLine()
+    report = quantize_model(
+        network, config, params=params_file, progress=progress, calib=samples, state=state
+    )
     written = network.save(output, external_weights=external_weights)
     if save_params is not None:
         from mnnq.quantization.params_from_report import params_from_report
@@ -282,7 +298,12 @@ def _run(
 
 
 def _keep_metric(
-    data: calibration.DataOptions, chosen: offline.Int8Options, network: Any, config: Any, params: Any
+    data: calibration.DataOptions,
+    chosen: offline.Int8Options,
+    network: Any,
+    config: Any,
+    params: Any,
+    samples: Any,
 ) -> Any:
     """Search for the layers to leave float."""
     from mnnq import api
@@ -290,11 +311,10 @@ def _keep_metric(
     dataset = _calibration(data, chosen).open(network)
 
     def build(skip: frozenset[str]) -> Any:
-        return api.quantize_weights(
-            network, _leaving_out(config, skip, chosen.fallback_bits), params_file=params
-        )
+        settings = _leaving_out(config, skip, chosen.fallback_bits)
+        return api.quantize_weights(network, settings, params_file=params, calib=samples)
 
-    first = api.quantize_weights(network, config, params_file=params)
+    first = api.quantize_weights(network, config, params_file=params, calib=samples)
     layers = [layer.name for layer in first.report.quantized]
     evaluation = _evaluation(data, chosen, network) or dataset
     return offline.search_layers(network, build, layers, dataset, evaluation, chosen)
@@ -315,6 +335,11 @@ def print_result(source: Path, output: Path, written: int, report: Any, seconds:
     common.print_table(quantization_table(report))
     before = size(source.stat().st_size)
     click.echo(f"\n{output}: {size(written)} (input {before}), {seconds:.1f} s")
+    if report.output_sqnr_db is not None:
+        click.echo(
+            f"outputs on {report.samples} samples: {report.output_sqnr_db:.1f} dB above their error "
+            "(float against quantized)"
+        )
 
 
 def default_output(model: Path, bits: int) -> Path:
@@ -339,6 +364,7 @@ def _config(options: dict[str, Any]) -> Any:
         block=options["block"],
         method=WeightMethod("hqq" if options["hqq"] else options["method"]),
         gain_correction=options["gain_correction"],
+        bias_correction=options["bias_correction"],
         fp16_scales=options["fp16_scales"],
         sparse=options["sparse"],
         overrides=tuple(overrides),

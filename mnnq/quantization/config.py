@@ -28,6 +28,11 @@ class WeightMethod(str, enum.Enum):
     HQQ_REFERENCE = "hqq_ref"
     #: Clipping search and least squares: the smallest squared error found.
     SEARCH = "search"
+    #: Error compensation on calibration data (`mnnq.quantization.calibrated`); needs data.
+    GPTQ = "gptq"
+    #: The best of `SEARCH` and several compensations, layer by layer, on held-out samples; without data `SEARCH`
+    #: with gain correction.
+    AUTO = "auto"
 
     def __str__(self) -> str:
         return self.value
@@ -216,6 +221,7 @@ class WeightOptions(TypedDict, total=False):
     fp16_constants: bool
     allow_unmatched: bool
     threads: int | None
+    bias_correction: bool
 
 
 @dataclass(frozen=True)
@@ -235,6 +241,8 @@ class WeightConfig(LayerConfig):
         An override that matches no layer is a warning, not an error.
     threads
         Threads to use; None for all CPUs.
+    bias_correction
+        With calibration data: make the mean of every output channel that of the float model.
     """
 
     overrides: tuple[Override, ...] = ()
@@ -242,6 +250,7 @@ class WeightConfig(LayerConfig):
     fp16_constants: bool = False
     allow_unmatched: bool = False
     threads: int | None = None
+    bias_correction: bool = True
 
     def __post_init__(self) -> None:
         super().__post_init__()

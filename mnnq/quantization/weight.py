@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Mapping
+from concurrent.futures import Executor
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -13,7 +15,7 @@ from mnnq import _native
 from mnnq.errors import ConfigError, MnnqError
 from mnnq.ir.model import WEIGHT_OPS, Model, Op
 from mnnq.quantization import embedding
-from mnnq.quantization.config import BLOCK_UNIT, CODE_FIELDS, LayerConfig, WeightConfig
+from mnnq.quantization.config import BLOCK_UNIT, CODE_FIELDS, LayerConfig, WeightConfig, WeightMethod
 from mnnq.quantization.int8 import Int8Layer, apply_int8
 from mnnq.quantization.params_file import ParamsFile
 from mnnq.quantization.stored import Storage, StoredWeights, describe, float_weights, quant_size
@@ -29,6 +31,9 @@ _MAX_HALF = 65504.0
 
 #: A layer whose weights have a smaller signal-to-noise ratio is warned about: a third of it is noise.
 MIN_SQNR_DB = 10.0
+
+#: `WeightMethod.AUTO` corrects the gain up to this many bits: beyond, least squares attenuate too little to matter.
+GAIN_BITS = 5
 
 #: Called before each layer with (layers done, layers in all, name).
 Progress = Callable[[int, int, str], None]
@@ -65,6 +70,9 @@ def quantize_model(
     *,
     params: ParamsFile | None = None,
     progress: Progress | None = None,
+    calib: Iterable[Mapping[str, Any]] | None = None,
+    state: Path | None = None,
+    executor: Executor | None = None,
 ) -> QuantizationReport:
     """Quantize the weights of `model` in place, layer by layer; float weights are dropped as they are replaced.
 
@@ -72,6 +80,14 @@ def quantize_model(
     ----------
     params
         A compression parameter file to apply too; what it says of a layer wins over `config`.
+    calib
+        Real inputs of the model, 8 to 128 samples: biases are corrected, and methods that need data use them. Random
+        data are refused.
+    state
+        Folder that finished layers are kept in, so that an interrupted run continues where it was; with `calib`.
+    executor
+        Where layers that can be chosen at the same time are worked on, anything with the interface of
+        `concurrent.futures.Executor`; None for threads of this process. The result is the same.
 
     Raises
     ------
@@ -80,24 +96,36 @@ def quantize_model(
     QuantizationError
         Weights cannot be quantized (not finite, too large), naming the layer.
     """
-    return _Run(model, config, params, progress).run()
+    return _Run(model, config, params, progress, calib, state, executor).run()
 
 
 class _Run:
     """One quantization of one model."""
 
     def __init__(
-        self, model: Model, config: WeightConfig, params: ParamsFile | None, progress: Progress | None
+        self,
+        model: Model,
+        config: WeightConfig,
+        params: ParamsFile | None,
+        progress: Progress | None,
+        calib: Iterable[Mapping[str, Any]] | None = None,
+        state: Path | None = None,
+        executor: Executor | None = None,
     ) -> None:
         if params is not None:
             config = _with_params(config, params)
         _check_effect(config)
+        _check_data(config, calib, state)
+        self.calib, self.state, self.executor = calib, state, executor
         self.model, self.config, self.params, self.progress = model, config, params, progress
         self.layers: list[LayerReport] = []
         self.notes: list[str] = []
         self.int8: dict[int, Int8Layer] = {}
         self._names: set[str] | None = None
         self._rounded_twice = 0
+        self._futures: dict[int, Any] = {}
+        self.samples: int | None = None
+        self.output_sqnr: float | None = None
 
     def run(self) -> QuantizationReport:
         weight_ops = [(graph, op) for graph, op in self.model.all_ops() if op.param_type == "Convolution2D"]
@@ -106,12 +134,18 @@ class _Run:
         if self.params is not None:
             self._apply_params(self.params)
         total = len(weight_ops) + len(tables)
-        for done, (subgraph, op) in enumerate(weight_ops):
-            self._tell(done, total, op.name)
-            self.layers.append(self._weights(subgraph, op))
-        for done, table in enumerate(tables, len(weight_ops)):
+        reference = None if self.calib is None else self.model.copy()
+        table_layers = []
+        for done, table in enumerate(tables):
             self._tell(done, total, table.const.name)
-            self.layers.append(self._table(table))
+            table_layers.append(self._table(table))
+        calibrated: dict[int, LayerReport] = {}
+        if reference is not None:
+            calibrated = self._calibrate(reference, len(tables), total)
+        free = [(subgraph, op) for subgraph, op in weight_ops if id(op) not in calibrated]
+        reports = {**calibrated, **self._without_data(free, total - len(free), total)}
+        self.layers += [reports[id(op)] for _, op in weight_ops]
+        self.layers += table_layers
         self._tell(total, total, "")
         self._constants({id(table.const) for table in tables})
         if self._rounded_twice:
@@ -123,7 +157,81 @@ class _Run:
         for layer in self.layers:
             if layer.reason:
                 _log.info("%s: %s", layer.label, layer.reason)
-        return QuantizationReport(tuple(self.layers), tuple(self.notes))
+        return QuantizationReport(tuple(self.layers), tuple(self.notes), self.samples, self.output_sqnr)
+
+    def _without_data(self, ops: list[tuple[str, Op]], done: int, total: int) -> dict[int, LayerReport]:
+        """Quantize layers one by one, or several at a time with an executor."""
+        if self.executor is not None:
+            self._ahead(ops)
+        reports = {}
+        for position, (subgraph, op) in enumerate(ops, done):
+            self._tell(position, total, op.name)
+            reports[id(op)] = self._weights(subgraph, op)
+        return reports
+
+    def _ahead(self, ops: list[tuple[str, Op]]) -> None:
+        """Give all layers to the executor."""
+        assert self.executor is not None
+        for subgraph, op in ops:
+            config, stored = self.config.layer(subgraph, op.name), describe(op)
+            if not config.coded or self._untouched(op, stored):
+                continue
+            block, _ = _block(config, stored, op)
+            options = self._options(config, None if block is None else block * stored.kernel, stored)
+            self._futures[id(op)] = self.executor.submit(_quantize, float_weights(op), options)
+
+    def _calibrate(self, reference: Model, done: int, total: int) -> dict[int, LayerReport]:
+        """Quantize the layers of the main graph with data."""
+        from mnnq.quantization.calibrated_run import CalibratedRun
+
+        assert self.calib is not None
+        run = CalibratedRun(
+            reference, self.model, self.calib, self.config, state=self.state, executor=self.executor,
+            free=lambda op: self._weights("", op),
+            choose=self._coded_layer,
+            tell=lambda position, name: self._tell(done + position, total, name),
+        )  # fmt: skip
+        reports = run.run()
+        self.samples, self.output_sqnr = run.samples, run.output_sqnr
+        return reports
+
+    def _coded_layer(self, op: Op) -> tuple[LayerConfig, int | None, str | None] | None:
+        """What codes a layer of the main graph is to get: settings, block, and why not the one asked for.
+
+        None where it gets none: it stays as it is, or becomes half floats.
+        """
+        config, stored = self.config.layer("", op.name), describe(op)
+        if not config.coded or self._untouched(op, stored):
+            return None
+        block, reason = _block(config, stored, op)
+        if stored.storage is Storage.CODES:
+            if _same(stored, config, block):
+                return None
+            self._rounded_twice += 1
+        return config, block, reason
+
+    def _untouched(self, op: Op, stored: StoredWeights) -> bool:
+        """Whether a layer's weights are not to be changed, whatever is asked."""
+        return (
+            id(op) in self.int8
+            or stored.storage in (Storage.INPUT, Storage.OLD_INT8)
+            or op.type not in WEIGHT_OPS
+            or "symmetricQuan" in op.params
+        )
+
+    def _options(self, config: LayerConfig, block: int | None, stored: StoredWeights) -> dict[str, Any]:
+        """Arguments of the native quantizer."""
+        method, gain = without_data(config)
+        return {
+            "bits": config.bits,
+            "symmetric": config.symmetric,
+            "block": block,
+            "method": method,
+            "gain_correction": gain,
+            "fp16_scales": config.fp16_scales,
+            "sparse": config.sparse,
+            "threads": self.config.threads,
+        }
 
     def _note_lost_weights(self) -> None:
         """Say which layers hardly resemble themselves: too few bits, or weights too small for the method."""
@@ -208,19 +316,9 @@ class _Run:
             return _keep(op, subgraph, stored, config, reason)
         if stored.storage in (Storage.CODES, Storage.HALF):
             self._rounded_twice += stored.storage is Storage.CODES
-        matrix = float_weights(op)
-        quant, stats = _native.quantize_weights(
-            matrix,
-            bits=config.bits,
-            symmetric=config.symmetric,
-            block=None if block is None else block * stored.kernel,
-            method=str(config.method),
-            gain_correction=config.gain_correction,
-            fp16_scales=config.fp16_scales,
-            sparse=config.sparse,
-            threads=self.config.threads,
-        )
-        del matrix
+        options = self._options(config, None if block is None else block * stored.kernel, stored)
+        future = self._futures.pop(id(op), None)
+        quant, stats = _quantize(float_weights(op), options) if future is None else future.result()
         op.params["quanParameter"] = quant
         op.params.pop("weight", None)
         if quant.get("type") != 2:
@@ -233,7 +331,7 @@ class _Run:
             scheme=config.scheme,
             block_asked=config.block,
             block_used=block,
-            method=str(config.method),
+            method=options["method"],
             bytes_before=stored.size,
             bytes_after=quant_size(quant),
             sqnr_db=stats["sqnr_db"],
@@ -312,8 +410,8 @@ class _Run:
                 bits=config.bits,
                 symmetric=config.symmetric,
                 block=block,
-                method=str(config.method),
-                gain_correction=config.gain_correction,
+                method=without_data(config)[0],
+                gain_correction=without_data(config)[1],
                 fp16_scales=config.fp16_scales,
                 threads=self.config.threads,
             )
@@ -342,7 +440,7 @@ class _Run:
             scheme=config.scheme,
             block_asked=config.block,
             block_used=block,
-            method=str(config.method),
+            method=without_data(config)[0],
             bytes_before=before,
             bytes_after=after,
             sqnr_db=stats["sqnr_db"],
@@ -413,6 +511,38 @@ class _Run:
             name = f"{stem}_{serial}"
         self._names.add(name)
         return name
+
+
+def _quantize(matrix: Any, options: dict[str, Any]) -> tuple[dict[str, Any], Any]:
+    """Quantize one matrix; a function of a module, so that it can run in another process."""
+    return _native.quantize_weights(matrix, **options)
+
+
+def without_data(config: LayerConfig) -> tuple[str, bool]:
+    """Native method, and whether to correct the gain, of a layer that no data are used for."""
+    if config.method in (WeightMethod.GPTQ, WeightMethod.AUTO):
+        return "search", config.gain_correction or config.bits <= GAIN_BITS
+    return str(config.method), config.gain_correction
+
+
+def _check_data(config: WeightConfig, calib: Any, state: Path | None) -> None:
+    """Check that data are there where they are needed, and real.
+
+    Raises
+    ------
+    ConfigError
+        They are not.
+    """
+    methods = [config.method, *(o.changes["method"] for o in config.overrides if "method" in o.changes)]
+    if calib is None and WeightMethod.GPTQ in [WeightMethod.parse(method) for method in methods]:
+        msg = "gptq needs calibration data; give 8 to 128 real samples, or use search"
+        raise ConfigError(msg, key="method")
+    if calib is None and state is not None:
+        msg = "a folder for unfinished runs goes with calibration data"
+        raise ConfigError(msg, key="state")
+    if getattr(calib, "is_generated", False):
+        msg = "the data are made up: weights fitted to them would be worse; give real samples"
+        raise ConfigError(msg, key="calib")
 
 
 def _check_effect(config: WeightConfig) -> None:

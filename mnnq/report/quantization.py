@@ -37,6 +37,13 @@ class LayerReport:
         Why the layer was not quantized as asked; None when it was.
     kernel
         Kernel width and height of a convolution, empty for others.
+    output_error_before, output_error_after
+        With calibration data: relative root mean square error of the layer's outputs on its inputs, means apart, with
+        the weights that are chosen without data, and with those chosen. Where a method was chosen by it, the samples
+        are others than those that the weights were fitted to.
+    bias_error_before, bias_error_after
+        With calibration data: relative root mean square error of the mean outputs before and after the correction of the
+        bias.
     """
 
     name: str
@@ -54,6 +61,10 @@ class LayerReport:
     reason: str | None = None
     subgraph: str = ""
     kernel: tuple[int, ...] = ()
+    output_error_before: float | None = None
+    output_error_after: float | None = None
+    bias_error_before: float | None = None
+    bias_error_after: float | None = None
 
     @property
     def channels(self) -> int:
@@ -81,10 +92,17 @@ class QuantizationReport:
         One entry per layer that has weights, in the order of the model.
     notes
         What the user should know beyond single layers (one line each).
+    samples
+        Number of calibration samples; None without data.
+    output_sqnr_db
+        Signal to noise ratio of the model's outputs on the calibration samples against the float model; None without
+        data.
     """
 
     layers: tuple[LayerReport, ...] = ()
     notes: tuple[str, ...] = field(default=())
+    samples: int | None = None
+    output_sqnr_db: float | None = None
 
     @property
     def bytes_before(self) -> int:

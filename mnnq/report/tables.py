@@ -74,7 +74,7 @@ def size(count: int) -> str:
 
 def quantization_table(report: QuantizationReport) -> Table:
     """Per layer: bits, scheme, block, method, bytes before and after, weight error; and the totals."""
-    rows = tuple(_row(layer) for layer in report.layers)
+    rows: tuple[tuple[str, ...], ...] = tuple(_row(layer) for layer in report.layers)
     before, after = report.bytes_before, report.bytes_after
     ratio = f"{before / after:.2f}x" if after else "-"
     footer = (
@@ -89,12 +89,34 @@ def quantization_table(report: QuantizationReport) -> Table:
         size(after),
         ratio,
     )
-    return Table(
-        "",
-        ("layer", "type", "shape", "bits", "scheme", "block", "method", "before", "after", "SQNR dB"),
-        rows,
-        frozenset({3, 5, 7, 8, 9}),
-        footer,
+    columns: tuple[str, ...] = (
+        "layer",
+        "type",
+        "shape",
+        "bits",
+        "scheme",
+        "block",
+        "method",
+        "before",
+        "after",
+        "SQNR dB",
+    )
+    if report.samples is None:
+        return Table("", columns, rows, frozenset({3, 5, 7, 8, 9}), footer)
+    rows = tuple((*row, *_calibrated(layer)) for row, layer in zip(rows, report.layers, strict=True))
+    columns = (*columns, "output error", "mean error")
+    return Table("", columns, rows, frozenset({3, 5, 7, 8, 9, 10, 11}), (*footer, "", ""))
+
+
+def _calibrated(layer: LayerReport) -> tuple[str, str]:
+    """Errors of a layer on calibration data, before and after."""
+
+    def pair(before: float | None, after: float | None) -> str:
+        return "-" if before is None or after is None else f"{before:.2%} -> {after:.2%}"
+
+    return (
+        pair(layer.output_error_before, layer.output_error_after),
+        pair(layer.bias_error_before, layer.bias_error_after),
     )
 
 

@@ -3,9 +3,11 @@
 use std::sync::Arc;
 
 use mnnq_core::quant::QuantError;
-use mnnq_core::quant::moments::{Images, Moments, Statistics, Taps};
+use mnnq_core::quant::moments::{Delta, Images, Moments, Statistics, Taps};
 use mnnq_core::quant::weight::gptq::{Compensation, compensate, output_error};
-use numpy::{PyArray1, PyArrayMethods, PyReadonlyArray2, PyReadonlyArray4, PyUntypedArrayMethods};
+use numpy::{
+    PyArray1, PyArrayMethods, PyReadonlyArray1, PyReadonlyArray2, PyReadonlyArray4, PyUntypedArrayMethods,
+};
 use pyo3::prelude::*;
 use pyo3::types::PyDict;
 use rayon::{ThreadPool, ThreadPoolBuilder};
@@ -86,6 +88,10 @@ impl InputMoments {
     ///     Padding above and left.
     /// outputs
     ///     Rows and columns of the layer's output.
+    /// rows
+    ///     Every how many rows of outputs are counted, and the first of them.
+    #[pyo3(signature = (actual, exact, pad, outputs, rows = [1, 0]))]
+    #[expect(clippy::too_many_arguments, reason = "two images and the windows over them")]
     fn add(
         &mut self,
         py: Python<'_>,
@@ -93,6 +99,7 @@ impl InputMoments {
         exact: Option<PyReadonlyArray4<'_, f32>>,
         pad: [usize; 2],
         outputs: [usize; 2],
+        rows: [usize; 2],
     ) -> PyResult<()> {
         let contiguous = |_| invalid(py, "calib", "an input is not C-contiguous");
         let data = actual.as_slice().map_err(contiguous)?;
@@ -100,7 +107,7 @@ impl InputMoments {
         let &[n, c, h, w] = actual.shape() else {
             return Err(invalid(py, "calib", "an input is no batch of images"));
         };
-        let images = Images { actual: data, exact, shape: [n, c, h, w], pad, outputs };
+        let images = Images { actual: data, exact, shape: [n, c, h, w], pad, outputs, rows };
         let pool = self.pool.clone();
         let moments = self.moments.as_mut().ok_or_else(|| finished(py))?;
         py.detach(|| within(pool.as_deref(), || moments.add(&images))).map_err(|e| error(py, &e))
@@ -126,8 +133,53 @@ struct InputStatistics {
     statistics: Statistics,
 }
 
+/// The arguments that make an `InputStatistics` again.
+type Parts<'py> = (
+    usize,
+    usize,
+    usize,
+    Bound<'py, PyArray1<f64>>,
+    Bound<'py, PyArray1<f64>>,
+    Option<(Bound<'py, PyArray1<f64>>, Bound<'py, PyArray1<f64>>)>,
+);
+
 #[pymethods]
 impl InputStatistics {
+    /// Statistics from their parts, as pickling gives them: groups, columns, count, mean, covariances, and the mean and
+    /// covariances of the difference to the float model, flat.
+    #[new]
+    #[pyo3(signature = (groups, columns, count, mean, second, delta = None))]
+    fn new(
+        py: Python<'_>,
+        groups: usize,
+        columns: usize,
+        count: usize,
+        mean: PyReadonlyArray1<'_, f64>,
+        second: PyReadonlyArray1<'_, f64>,
+        delta: Option<(PyReadonlyArray1<'_, f64>, PyReadonlyArray1<'_, f64>)>,
+    ) -> PyResult<Self> {
+        let lines = groups.checked_mul(columns);
+        let squares = lines.and_then(|lines| lines.checked_mul(columns));
+        let fits = |mean: &PyReadonlyArray1<'_, f64>, second: &PyReadonlyArray1<'_, f64>| {
+            Some(mean.len()) == lines && Some(second.len()) == squares
+        };
+        let good = fits(&mean, &second) && delta.as_ref().is_none_or(|(mean, cross)| fits(mean, cross));
+        if !good || count == 0 || lines == Some(0) {
+            return Err(invalid(py, "calib", "parts of statistics that do not fit together"));
+        }
+        let vector = |array: &PyReadonlyArray1<'_, f64>| array.as_array().to_vec();
+        let delta = delta.map(|(mean, cross)| Delta { mean: vector(&mean), cross: vector(&cross) });
+        let (mean, second) = (vector(&mean), vector(&second));
+        Ok(Self { statistics: Statistics { groups, columns, count, mean, second, delta } })
+    }
+
+    fn __getnewargs__<'py>(&self, py: Python<'py>) -> Parts<'py> {
+        let Statistics { groups, columns, count, mean, second, delta } = &self.statistics;
+        let array = |values: &[f64]| PyArray1::from_slice(py, values);
+        let delta = delta.as_ref().map(|delta| (array(&delta.mean), array(&delta.cross)));
+        (*groups, *columns, *count, array(mean), array(second), delta)
+    }
+
     /// Positions seen.
     #[getter]
     fn count(&self) -> usize {

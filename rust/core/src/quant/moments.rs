@@ -12,10 +12,11 @@
 //! in single precision and added up in double precision, after the mean of the first tile was taken off. Memory does not
 //! grow with the data.
 
+use mnnq_kernels::multiversion::{Level, Loop, dispatch};
 use rayon::prelude::*;
 
 use super::error::QuantError;
-use super::linalg::product_transposed;
+use super::linalg::{dot_f32, product_transposed};
 
 /// Elements of a tile at most, over all groups.
 const TILE_ELEMENTS: usize = 1 << 21;
@@ -50,6 +51,8 @@ pub struct Images<'a> {
     pub pad: [usize; 2],
     /// Output rows and columns.
     pub outputs: [usize; 2],
+    /// Every how many rows of outputs are counted, and the first of them; at least 1, and below that.
+    pub rows: [usize; 2],
 }
 
 /// Streamed moments of the inputs of a layer.
@@ -187,7 +190,7 @@ impl Moments {
             }
         }
         for image in 0..n {
-            for y in 0..images.outputs[0] {
+            for y in (images.rows[1]..images.outputs[0]).step_by(images.rows[0].max(1)) {
                 let mut x = 0;
                 while x < images.outputs[1] {
                     let run = (images.outputs[1] - x).min(self.positions - self.filled);
@@ -203,7 +206,7 @@ impl Moments {
         Ok(())
     }
 
-    /// Copies what each tap meets at some outputs of one row into the tile.
+    /// Copies what each tap meets at some outputs of one row of outputs into the tile.
     fn gather(&mut self, images: &Images<'_>, image: usize, y: usize, outputs: std::ops::Range<usize>) {
         let [_, channels, height, width] = images.shape;
         let Taps { kernel, stride, dilation } = self.taps;
@@ -226,17 +229,16 @@ impl Moments {
                         continue;
                     };
                     let source = ((image * channels + channel) * height + row) * width;
-                    let column = |x: usize| {
-                        (x * stride[1] + kx * dilation[1])
-                            .checked_sub(images.pad[1])
-                            .filter(|&column| column < width)
-                    };
-                    for (x, to) in outputs.clone().zip(at) {
-                        let value = column(x).map_or(0.0, |column| images.actual[source + column]);
-                        tile[to] = value;
-                        if let (Some(delta), Some(exact)) = (&mut delta, images.exact) {
-                            delta[to] = column(x).map_or(0.0, |column| exact[source + column]) - value;
-                        }
+                    let source = source..source + width;
+                    // Columns of the image that outputs meet with this tap: start + i * stride.
+                    let start =
+                        (outputs.start * stride[1] + kx * dilation[1]) as isize - images.pad[1] as isize;
+                    let to = &mut tile[at.clone()];
+                    strided(&images.actual[source.clone()], start, stride[1], to);
+                    if let (Some(delta), Some(exact)) = (&mut delta, images.exact) {
+                        let delta = &mut delta[at];
+                        strided(&exact[source], start, stride[1], delta);
+                        delta.iter_mut().zip(to.iter()).for_each(|(d, x)| *d -= x);
                     }
                 }
             }
@@ -399,9 +401,12 @@ fn add_products(
 ) -> Result<(), QuantError> {
     let (lines, squares) = (columns * positions, columns * columns);
     if columns < SMALL {
+        let level = Level::best();
         let groups =
             out.par_chunks_exact_mut(squares).zip(a.par_chunks_exact(lines)).zip(b.par_chunks_exact(lines));
-        groups.for_each(|((out, a), b)| small_products(a, b, out, [columns, positions, filled]));
+        groups.for_each(|((out, a), b)| {
+            dispatch(level, SmallProducts { a, b, out, shape: [columns, positions, filled], symmetric });
+        });
         return Ok(());
     }
     let mut product = vec![0.0_f32; columns * COLUMNS.min(columns)];
@@ -436,21 +441,48 @@ fn add_products(
     Ok(())
 }
 
-/// The same for few columns, in double precision.
-fn small_products(a: &[f32], b: &[f32], out: &mut [f64], [columns, positions, filled]: [usize; 3]) {
-    for i in 0..columns {
-        let left = &a[i * positions..][..filled];
-        for j in 0..columns {
-            let right = &b[j * positions..][..filled];
-            let mut lanes = [0.0_f64; 8];
-            let ((l, l_tail), (r, r_tail)) = (left.as_chunks::<8>(), right.as_chunks::<8>());
-            for (l, r) in l.iter().zip(r) {
-                for lane in 0..8 {
-                    lanes[lane] += f64::from(l[lane]) * f64::from(r[lane]);
+/// `out[i] = row[start + i * stride]`, 0 outside the row.
+fn strided(row: &[f32], start: isize, stride: usize, out: &mut [f32]) {
+    let skipped = if start < 0 { start.unsigned_abs().div_ceil(stride).min(out.len()) } else { 0 };
+    let (before, inside) = out.split_at_mut(skipped);
+    before.fill(0.0);
+    let first = usize::try_from(start + (skipped * stride) as isize).unwrap_or(0).min(row.len());
+    let row = &row[first..];
+    let met = row.len().div_ceil(stride).min(inside.len());
+    let (inside, after) = inside.split_at_mut(met);
+    if stride == 1 {
+        inside.copy_from_slice(&row[..met]);
+    } else {
+        inside.iter_mut().zip(row.iter().step_by(stride)).for_each(|(x, value)| *x = *value);
+    }
+    after.fill(0.0);
+}
+
+/// Products of few columns, without packing: a group's share of [`add_products`].
+struct SmallProducts<'a> {
+    a: &'a [f32],
+    b: &'a [f32],
+    out: &'a mut [f64],
+    /// Columns, positions of a line, positions filled.
+    shape: [usize; 3],
+    symmetric: bool,
+}
+
+impl Loop for SmallProducts<'_> {
+    type Output = ();
+
+    #[inline(always)]
+    fn run(self) {
+        let [columns, positions, filled] = self.shape;
+        for i in 0..columns {
+            let left = &self.a[i * positions..][..filled];
+            for j in 0..if self.symmetric { i + 1 } else { columns } {
+                let sum = f64::from(dot_f32(left, &self.b[j * positions..][..filled]));
+                self.out[i * columns + j] += sum;
+                if self.symmetric && i != j {
+                    self.out[j * columns + i] = self.out[i * columns + j];
                 }
             }
-            let tail: f64 = l_tail.iter().zip(r_tail).map(|(&l, &r)| f64::from(l) * f64::from(r)).sum();
-            out[i * columns + j] += lanes.iter().sum::<f64>() + tail;
         }
     }
 }
@@ -512,7 +544,7 @@ mod tests {
             let taps = Taps { kernel, stride, dilation };
             let length = shape.iter().product();
             let (actual, exact) = (noise(length, 1), noise(length, 2));
-            let images = Images { actual: &actual, exact: Some(&exact), shape, pad, outputs };
+            let images = Images { actual: &actual, exact: Some(&exact), shape, pad, outputs, rows: [1, 0] };
             let mut moments = Moments::new(shape[1], groups, taps, true).unwrap();
             moments.add(&images).unwrap();
             let got = moments.finish().unwrap();
@@ -561,6 +593,7 @@ mod tests {
                         shape,
                         pad: [1, 0],
                         outputs: [6, 5],
+                        rows: [1, 0],
                     })
                     .unwrap();
             }
@@ -582,7 +615,8 @@ mod tests {
         assert!(matches!(Moments::new(5, 2, taps, false), Err(QuantError::Sample { .. })));
         let new = || Moments::new(4, 1, taps, false).unwrap();
         assert!(matches!(new().finish(), Err(QuantError::NoData)));
-        let images = |actual, shape| Images { actual, exact: None, shape, pad: [0, 0], outputs: [1, 1] };
+        let images =
+            |actual, shape| Images { actual, exact: None, shape, pad: [0, 0], outputs: [1, 1], rows: [1, 0] };
         assert!(new().add(&images(&[0.0; 3], [1, 3, 1, 1])).is_err());
         assert!(new().add(&images(&[0.0; 3], [1, 4, 1, 1])).is_err());
         let nan = [0.0, f32::NAN, 0.0, 0.0];

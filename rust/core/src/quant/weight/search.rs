@@ -24,14 +24,15 @@ use super::{Block, BlockQuantizer};
 use crate::quant::affine::{self, Affine, LANES, clamp, fold_lanes};
 use crate::quant::spec::{BitWidth, Scheme};
 
-/// Starts from which least squares run to convergence.
+/// Most starts from which least squares run to convergence.
 const STARTS: usize = 6;
 /// Most rounds of alternating least squares from one start.
 const ROUNDS: usize = 12;
 /// Most times the ends of the grid are moved.
 const MOVES: usize = 4;
-/// Moves of one end of the grid, in steps.
-const SHIFTS: [f32; 5] = [-0.5, -0.25, 0.0, 0.25, 0.5];
+/// Moves of one end of the grid, in steps: up to 3 bits, where blocks have many local optima, and beyond.
+const FINE_SHIFTS: [f32; 5] = [-0.5, -0.25, 0.0, 0.25, 0.5];
+const SHIFTS: [f32; 3] = [-0.35, 0.0, 0.35];
 /// An error must fall below this fraction of the last one for another round.
 const PROGRESS: f32 = 1.0 - 1e-5;
 
@@ -46,6 +47,10 @@ pub struct Search {
     points: usize,
     /// The smallest fraction of the range among them.
     narrowest: f32,
+    /// Starts from the coarse grid.
+    starts: usize,
+    /// Moves of one end.
+    shifts: &'static [f32],
 }
 
 /// A grid with the squared error of its refit codes, in units of the squared range of the block.
@@ -106,12 +111,14 @@ impl Best {
 impl Search {
     /// The search for `bits`: the fewer the bits, the more of the range is worth clipping.
     pub fn new(bits: BitWidth, scheme: Scheme) -> Self {
-        let (points, narrowest) = match bits.get() {
-            2..=4 => (9, 0.2),
-            5 | 6 => (6, 0.5),
-            _ => (4, 0.85),
+        let (points, narrowest, starts) = match bits.get() {
+            2 | 3 => (9, 0.2, STARTS),
+            4 => (7, 0.2, 3),
+            5 | 6 => (6, 0.5, 3),
+            _ => (4, 0.85, 3),
         };
-        Self { bits, scheme, points, narrowest }
+        let shifts = if bits.get() <= 3 { &FINE_SHIFTS[..] } else { &SHIFTS[..] };
+        Self { bits, scheme, points, narrowest, starts, shifts }
     }
 
     /// The fraction of the range of coarse grid point `i`; the first is 1.
@@ -188,6 +195,8 @@ impl Search {
         match self.scheme {
             Scheme::Asymmetric => {
                 let center = mean(weights);
+                // Sums of huge weights overflow; any point of the range will do.
+                let center = if center.is_finite() { center } else { 0.5 * low + 0.5 * high };
                 for i in 0..self.points * self.points {
                     let left = self.fraction(i / self.points, self.points);
                     let right = self.fraction(i % self.points, self.points);
@@ -221,15 +230,18 @@ impl Search {
             Scheme::Asymmetric => {
                 let low = of.offset - self.bits.half() * of.scale;
                 let high = low + self.bits.steps() * of.scale;
-                for left in SHIFTS {
-                    for right in SHIFTS {
+                for &left in self.shifts {
+                    for &right in self.shifts {
+                        if left == 0.0 && right == 0.0 {
+                            continue;
+                        }
                         let grid = self.between(low + left * of.scale, high + right * of.scale);
                         best.insert(self.refit(weights, inverse_range, grid));
                     }
                 }
             }
             Scheme::Symmetric => {
-                for shift in SHIFTS {
+                for &shift in self.shifts {
                     let grid = Candidate { scale: of.scale * (1.0 + shift / self.bits.half()), ..of };
                     best.insert(self.refit(weights, inverse_range, grid));
                 }
@@ -259,13 +271,15 @@ impl BlockQuantizer for Search {
         }
         let inverse_range = 1.0 / range;
         let mut best = Candidate::NONE;
-        for start in self.coarse(weights, (low, high), inverse_range).0 {
+        for start in self.coarse(weights, (low, high), inverse_range).0.into_iter().take(self.starts) {
             let end = self.converge(weights, inverse_range, start);
             best = if end.error < best.error { end } else { best };
         }
         for _ in 0..MOVES {
             let before = best;
-            for start in self.neighbours(weights, inverse_range, before).0.into_iter().take(STARTS / 2) {
+            for start in
+                self.neighbours(weights, inverse_range, before).0.into_iter().take(self.starts.div_ceil(2))
+            {
                 let end = self.converge(weights, inverse_range, start);
                 best = if end.error < best.error { end } else { best };
             }
