@@ -20,6 +20,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import logging
 import os
 import statistics
 import subprocess
@@ -181,7 +182,8 @@ def _sample(model: Path, sizes: dict[str, list[int]]) -> Feeds:
 def _write_mnn(model: Path, path: Path, bits: int, block: int) -> None:
     import mnnq
 
-    quantized = mnnq.quantize_weights(mnnq.load(model), bits=bits, block=block)
+    # As onnxruntime's: symmetric in blocks, else its own default.
+    quantized = mnnq.quantize_weights(mnnq.load(model), bits=bits, block=block, symmetric=bits == 4)
     quantized.save(path)
     names = {"inputs": list(quantized.inputs), "outputs": list(quantized.outputs)}
     Path(f"{path}.json").write_text(json.dumps(names))
@@ -193,6 +195,7 @@ def _write_ort(model: Path, path: Path, bits: int, block: int) -> None:
     if bits == 4:
         from onnxruntime.quantization.matmul_nbits_quantizer import MatMulNBitsQuantizer
 
+        logging.disable(logging.INFO)
         quantizer = MatMulNBitsQuantizer(
             onnx.load(model), block_size=block, is_symmetric=True, accuracy_level=4
         )
