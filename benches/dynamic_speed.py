@@ -4,7 +4,7 @@
     python -m benches.dynamic_speed --blocks 32 128 [--rows 1 128]     # int4 weights, a stack of decoder layers
 
 Every engine works in a process of its own and is asked for one run in turn, so that all see the same machine. Printed:
-median time, growth of the resident memory by loading and running, size of the file, and the signal-to-noise ratio of
+median and least time, median processor time (what counts on a machine with other work, for one thread), growth of the resident memory by loading and running, size of the file, and the signal-to-noise ratio of
 the output against onnxruntime's on the float model. "resnet50" stands for a network that is built on the spot.
 
 | engine | weights |
@@ -90,7 +90,7 @@ def _resident() -> int:
 
 
 def _worker(engine: str, model: str, feeds_file: str, threads: int, result: str) -> None:
-    """Serve one engine: a line "go" for a run, answered by its seconds."""
+    """Serve one engine: a line "go" for a run, answered by its seconds and those of the processor."""
     feeds = dict(np.load(feeds_file))
     if engine in ("float", "mnnq"):
         import mnnq
@@ -119,9 +119,9 @@ def _worker(engine: str, model: str, feeds_file: str, threads: int, result: str)
     np.save(result, np.asarray(outputs[0]))
     print(json.dumps({"resident": _resident() - before}), flush=True)
     for _ in sys.stdin:
-        begin = time.perf_counter()
+        begin, used = time.perf_counter(), time.process_time()
         run()
-        print(time.perf_counter() - begin, flush=True)
+        print(time.perf_counter() - begin, time.process_time() - used, flush=True)
 
 
 class Engine:
@@ -138,9 +138,11 @@ class Engine:
             stdout=subprocess.PIPE,
             stderr=subprocess.DEVNULL,
             text=True,
-            env=os.environ | {"PYTHONPATH": os.getcwd(), "PIP_NO_INDEX": "1", "OMP_NUM_THREADS": str(threads)},
+            env=os.environ
+            | {"PYTHONPATH": str(Path.cwd()), "PIP_NO_INDEX": "1", "OMP_NUM_THREADS": str(threads)},
         )
         self.times: list[float] = []
+        self.used: list[float] = []
         self.resident = 0
 
     def ready(self) -> bool:
@@ -158,7 +160,9 @@ class Engine:
         assert self.process.stdout is not None
         self.process.stdin.write("go\n")
         self.process.stdin.flush()
-        self.times.append(float(self.process.stdout.readline()))
+        elapsed, used = map(float, self.process.stdout.readline().split())
+        self.times.append(elapsed)
+        self.used.append(used)
 
     def close(self) -> None:
         """End it."""
@@ -205,7 +209,9 @@ def _write_ort(model: Path, path: Path, bits: int, block: int) -> None:
     from onnxruntime.quantization import QuantType, quantize_dynamic
 
     # Integer convolutions of onnxruntime take unsigned weights only.
-    convolutions = any(node.op_type == "Conv" for node in onnx.load(model, load_external_data=False).graph.node)
+    convolutions = any(
+        node.op_type == "Conv" for node in onnx.load(model, load_external_data=False).graph.node
+    )
     kind = QuantType.QUInt8 if convolutions else QuantType.QInt8
     quantize_dynamic(model, path, weight_type=kind, per_channel=not convolutions)
 
@@ -259,6 +265,7 @@ def measure(
         name: {
             "median_ms": 1e3 * statistics.median(engine.times),
             "min_ms": 1e3 * min(engine.times),
+            "cpu_ms": 1e3 * statistics.median(engine.used),
             "resident_mb": engine.resident / 1e6,
             "file_mb": engine.size / 1e6,
             "snr_db": _snr(np.load(engine.result), want),
@@ -269,14 +276,18 @@ def measure(
 
 def report(what: str, threads: int, rows: dict[str, dict[str, float]]) -> None:
     """Print a table."""
-    peers = [row["median_ms"] for name, row in rows.items() if name not in ("float", "mnnq")]
-    best = min(peers, default=float("nan"))
+    key = "cpu_ms" if threads == 1 else "median_ms"
+    best = min(
+        (row[key] for name, row in rows.items() if name not in ("float", "mnnq")), default=float("nan")
+    )
     print(f"\n{what}, {threads} thread(s)")
-    print(f"{'engine':<10} {'median ms':>10} {'min ms':>10} {'to best':>8} {'resident MB':>12} {'file MB':>9} {'SNR dB':>8}")
+    print(
+        f"{'engine':<10} {'median ms':>10} {'min ms':>10} {'cpu ms':>10} {'to best':>8} {'resident MB':>12} {'file MB':>9} {'SNR dB':>8}"
+    )
     for name, row in rows.items():
         print(
-            f"{name:<10} {row['median_ms']:>10.2f} {row['min_ms']:>10.2f} {row['median_ms'] / best:>8.2f} "
-            f"{row['resident_mb']:>12.1f} {row['file_mb']:>9.1f} {row['snr_db']:>8.1f}",
+            f"{name:<10} {row['median_ms']:>10.2f} {row['min_ms']:>10.2f} {row['cpu_ms']:>10.2f} "
+            f"{row[key] / best:>8.2f} {row['resident_mb']:>12.1f} {row['file_mb']:>9.1f} {row['snr_db']:>8.1f}",
             flush=True,
         )
 
@@ -284,7 +295,9 @@ def report(what: str, threads: int, rows: dict[str, dict[str, float]]) -> None:
 def _cases(args: argparse.Namespace, folder: Path) -> list[tuple[str, Path, int, int, dict[str, list[int]]]]:
     from benches import networks
 
-    sizes = {item.partition("=")[0]: [int(d) for d in item.partition("=")[2].split("x")] for item in args.size}
+    sizes = {
+        item.partition("=")[0]: [int(d) for d in item.partition("=")[2].split("x")] for item in args.size
+    }
     cases = []
     for name in args.models:
         path = Path(name)
@@ -307,12 +320,16 @@ def main() -> None:
         engine, model, feeds, threads, result = sys.argv[2:]
         _worker(engine, model, feeds, int(threads), result)
         return
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("models", nargs="*", help='ONNX files, or "resnet50"')
     parser.add_argument("--threads", nargs="+", type=int, default=[1, 2])
     parser.add_argument("--seconds", type=float, default=6.0, help="time per case and number of threads")
     parser.add_argument("--size", action="append", default=[], metavar="NAME=DxD", help="shape of an input")
-    parser.add_argument("--blocks", nargs="*", type=int, default=[], help="block lengths of the decoder stack")
+    parser.add_argument(
+        "--blocks", nargs="*", type=int, default=[], help="block lengths of the decoder stack"
+    )
     parser.add_argument("--rows", nargs="+", type=int, default=[1, 128], help="rows of the decoder stack")
     parser.add_argument("--layers", type=int, default=4, help="layers of the decoder stack")
     parser.add_argument("--engines", nargs="+", default=["float", "mnnq", "mnn", "ort", "openvino"])
