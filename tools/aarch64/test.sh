@@ -31,6 +31,6 @@ for pair in cortex-a72:neon neoverse-n1:dotprod max:i8mm; do
     export QEMU_CPU=$cpu MNNQ_EXPECT_ISA=${pair#*:}
     cargo test --release --quiet --package mnnq-kernels --lib
 done
-# The operators once, on the CPU that has all kernels.
-cargo test --release --quiet --package mnnq-core --lib ops:: runtime:: 2> /dev/null ||
-    cargo test --release --package mnnq-core --lib
+# The runtime once, on the CPU that has all kernels.
+cargo test --release --quiet --package mnnq-core --lib
+python3 tools/count_instructions.py --folder "$folder" --check

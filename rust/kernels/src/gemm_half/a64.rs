@@ -69,39 +69,28 @@ pub(super) unsafe fn tile_fp16<const MR: usize, const NV: usize>(args: &TileArgs
         let (mut a, mut b) = (args.a, args.b);
         let mut left = args.groups;
         while left > 0 {
-            let count = left.min(FLUSH);
-            left -= count;
+            // Rows of A and panels of B are padded with zeros to eight products.
+            let count = left.min(FLUSH).next_multiple_of(8);
+            left = left.saturating_sub(count);
             let mut acc = [[vdupq_n_u16(0); NV]; MR];
-            let mut done = 0;
-            while done < count {
-                // Rows of A are padded to whole vectors.
+            for _ in 0..count / 8 {
                 let mut x = [vdupq_n_u16(0); MR];
                 for i in 0..MR {
                     x[i] = vld1q_u16(a.add(i * A_STRIDE));
                 }
                 macro_rules! step {
-                    ($lane:literal) => {
-                        if done + $lane < count {
-                            for v in 0..NV {
-                                let y = vld1q_u16(b.add($lane * NR + 8 * v));
-                                for i in 0..MR {
-                                    acc[i][v] = fmla::<$lane>(acc[i][v], x[i], y);
-                                }
+                    ($($lane:literal)+) => {$(
+                        for v in 0..NV {
+                            let y = vld1q_u16(b.add($lane * NR + 8 * v));
+                            for i in 0..MR {
+                                acc[i][v] = fmla::<$lane>(acc[i][v], x[i], y);
                             }
                         }
-                    };
+                    )+};
                 }
-                step!(0);
-                step!(1);
-                step!(2);
-                step!(3);
-                step!(4);
-                step!(5);
-                step!(6);
-                step!(7);
+                step!(0 1 2 3 4 5 6 7);
                 a = a.add(8);
                 b = b.add(8 * NR);
-                done += 8;
             }
             for i in 0..MR {
                 for v in 0..NV {

@@ -9,6 +9,9 @@ use crate::simd::Simd;
 
 pub(super) const NR: usize = 2 * Avx512::LANES;
 
+/// Elements that weights are fetched ahead of their use.
+const AHEAD: usize = 1024;
+
 /// # Safety
 /// As [`TileFn`](super::kernels::TileFn); the CPU has AVX-512 BF16.
 #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512bf16,avx2,fma,f16c")]
@@ -32,6 +35,7 @@ pub(super) unsafe fn tile_bf16<const MR: usize, const NV: usize>(args: &TileArgs
         for _ in 0..args.groups {
             let mut pairs = [_mm512_setzero_si512(); NV];
             for v in 0..NV {
+                _mm_prefetch::<_MM_HINT_T0>(b.wrapping_add(2 * v * Avx512::LANES + AHEAD).cast());
                 pairs[v] = _mm512_loadu_si512(b.add(2 * v * Avx512::LANES).cast());
             }
             for i in 0..MR {

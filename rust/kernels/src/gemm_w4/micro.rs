@@ -10,7 +10,7 @@ use crate::simd::Simd;
 /// `k` rounded up to this many elements within a block: two groups of four, the two nibbles of a byte.
 pub(super) const K_UNIT: usize = 8;
 
-/// Bytes that weights of one row are fetched ahead of their use.
+/// Bytes that weights are fetched ahead of their use: the hardware alone starts anew at each page.
 const AHEAD: usize = 1536;
 
 /// Integer dot products of unsigned weights and signed activations.
@@ -118,8 +118,6 @@ pub(super) unsafe fn tile<
                 s.store(args.out.add(i * args.out_pitch + v * lanes), s.splat(0.0));
             }
         }
-        // A stream of weights that is read once comes from memory: the hardware alone starts anew at each page.
-        let streams = MR == 1 && NT > NVP;
         let mut b = args.b;
         let mut rows: [*const i8; MR] = std::array::from_fn(|i| args.a.add(i * args.a_pitch));
         for block in 0..args.blocks {
@@ -133,16 +131,12 @@ pub(super) unsafe fn tile<
                 let mut high = low;
                 for v in 0..NT {
                     if NIBBLES {
-                        if streams {
-                            d.prefetch(b.wrapping_add(place(v) + AHEAD));
-                        }
+                        d.prefetch(b.wrapping_add(place(v) + AHEAD));
                         let both = d.load(b.add(place(v)));
                         (low[v], high[v]) = (d.low(both), d.high(both));
                     } else {
-                        if streams {
-                            d.prefetch(b.wrapping_add(place(v) + AHEAD));
-                            d.prefetch(b.wrapping_add(place(v) + AHEAD + NVP * vector));
-                        }
+                        d.prefetch(b.wrapping_add(place(v) + AHEAD));
+                        d.prefetch(b.wrapping_add(place(v) + AHEAD + NVP * vector));
                         low[v] = d.load(b.add(place(v)));
                         high[v] = d.load(b.add(place(v) + NVP * vector));
                     }
