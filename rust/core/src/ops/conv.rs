@@ -105,7 +105,7 @@ impl Form {
                 if !DynamicWeights::fits(quantized, channels, groups, common.taps()) {
                     return (Self::Stored, String::new());
                 }
-                let ratio = Layer::of(quantized, channels, groups, common.kernel).ratio();
+                let ratio = Layer::of(quantized, common).ratio();
                 let integers = ratio <= WORTH || options.dynamic != DynamicMode::Auto;
                 let note = format!(", int8 estimated at {ratio:.2} of float");
                 return (if integers { Self::Dynamic } else { Self::Float }, note);

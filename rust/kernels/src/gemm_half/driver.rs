@@ -4,7 +4,7 @@ use std::ops::Range;
 
 use super::kernels::{A_STRIDE, GemmHalf, K_BLOCK, TileArgs};
 use super::pack::PackedHalf;
-use crate::epilogue::{Epilogue, finish_row, is_deferred, strided_len};
+use crate::epilogue::{Epilogue, finish_block, is_deferred, strided_len};
 use crate::error::KernelError;
 use crate::gemm_f32::micro::{A_STRIDE as FLOAT_STRIDE, K_BLOCK as FLOAT_BLOCK};
 use crate::gemm_f32::{MatrixRows, Output, RowSource, tile_epilogue};
@@ -183,10 +183,10 @@ impl<R: RowSource> Job<'_, R> {
             // panel holds all groups, the tile is the caller's promise, and `Epilogue::check` covered the vectors.
             unsafe { self.kernel.tile(part.len(), width)(&args) };
             if last && is_deferred(self.epilogue) {
-                for i in 0..part.len() {
-                    // SAFETY: a row of the tile just written, which nobody else uses.
-                    let line = unsafe { std::slice::from_raw_parts_mut(c.add(i * self.out_stride), width) };
-                    finish_row(self.kernel.isa(), self.epilogue, row + i, column, line);
+                // SAFETY: the tile just written, which nobody else uses.
+                unsafe {
+                    let size = [part.len(), width];
+                    finish_block(self.kernel.isa(), self.epilogue, (row, column), c, size, self.out_stride);
                 }
             }
         }
