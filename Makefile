@@ -20,9 +20,10 @@ test: build
 	cargo test --workspace --quiet
 	$(BIN)/python -m pytest
 
-## The kernels on emulated aarch64 CPUs; sets up a cross tool chain (Debian on x86-64) in target/a64-tools.
+## The kernels and the wheel on emulated aarch64 CPUs; sets up a cross tool chain (Debian on x86-64) in target/a64-tools.
 test-aarch64:
 	tools/aarch64/test.sh target/a64-tools
+	tools/aarch64/wheel.sh target/a64-tools
 
 ## Formatting, lints, types, stubs, generated files.
 check: build

@@ -91,7 +91,7 @@ pub(crate) struct Layer {
 }
 
 impl Layer {
-    pub(crate) fn of(weights: &QuantizedWeights, common: &ConvCommon) -> Self {
+    pub(in crate::ops) fn of(weights: &QuantizedWeights, common: &ConvCommon) -> Self {
         let (channels, groups) = (common.out_channels.max(1), common.group);
         let plain =
             [common.kernel, common.stride, common.dilation] == [[3, 3], [1, 1], [1, 1]] && groups == 1;
