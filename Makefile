@@ -4,7 +4,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: test check format schema operators build wheel digits bench fuzz clean
+.PHONY: test test-aarch64 check format schema operators build wheel digits bench fuzz clean
 
 ## Build the extension into the source tree and install what tests need.
 build: $(STAMP)
@@ -19,6 +19,11 @@ $(STAMP): pyproject.toml
 test: build
 	cargo test --workspace --quiet
 	$(BIN)/python -m pytest
+
+## The kernels and the wheel on emulated aarch64 CPUs; sets up a cross tool chain (Debian on x86-64) in target/a64-tools.
+test-aarch64:
+	tools/aarch64/test.sh target/a64-tools
+	tools/aarch64/wheel.sh target/a64-tools
 
 ## Formatting, lints, types, stubs, generated files.
 check: build

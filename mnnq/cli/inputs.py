@@ -142,14 +142,14 @@ def session_options(function: _F) -> _F:
             type=click.Choice(["normal", "high", "low"]),
             default="normal",
             show_default=True,
-            help="high: sums in double precision; low: float weights as half floats.",
+            help="high: sums in double precision; low: products in 16-bit floats where the CPU has them.",
         ),
         click.option(
             "--memory",
             type=click.Choice(["normal", "low"]),
             default="normal",
             show_default=True,
-            help="low: quantized weights stay packed.",
+            help="low: quantized weights stay packed, activations are quantized while running.",
         ),
     )
     for decorator in reversed(decorators):

@@ -52,7 +52,9 @@ class Precision(enum.Enum):
     HIGH = "high"
     """Single precision, sums of reductions and normalizations in double precision."""
     LOW = "low"
-    """Single precision, float weights of convolutions rounded to half precision."""
+    """Convolutions and matrix products with stored weights round both operands to 16-bit floats: bfloat16 with sums in
+    single precision on CPUs with AVX512-BF16, float16 on aarch64 with half-precision arithmetic. On other CPUs nothing
+    changes, and the profile says so. Everything else is in single precision."""
 
 
 class Memory(enum.Enum):

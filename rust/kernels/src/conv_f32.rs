@@ -56,19 +56,11 @@ impl PackedConv {
         let wanted = k.checked_mul(out_channels).ok_or(overflow)?;
         KernelError::check(FAMILY, "length of the weights", weights.len(), wanted)?;
         let per_group = out_channels / groups;
-        // Taps outside, channels inside: the order in which the windows are copied.
         let mut reordered = AlignedVec::zeros(per_group * k);
         let mut packed = Vec::with_capacity(groups);
         for group in 0..groups {
-            for row in 0..per_group {
-                let from = &weights[(group * per_group + row) * k..][..k];
-                let to = &mut reordered.as_mut_slice()[row * k..][..k];
-                for tap in 0..taps {
-                    for channel in 0..in_channels {
-                        to[tap * in_channels + channel] = from[channel * taps + tap];
-                    }
-                }
-            }
+            let from = &weights[group * per_group * k..][..per_group * k];
+            taps_outside(from, [per_group, in_channels, taps], reordered.as_mut_slice());
             packed.push(PackedB::from_columns(kernel, reordered.as_slice(), k, per_group, k)?);
         }
         Ok(Self { groups: packed, in_channels, out_channels: per_group, taps })
@@ -87,6 +79,19 @@ impl PackedConv {
     /// Memory held, in bytes.
     pub fn bytes(&self) -> usize {
         self.groups.iter().map(PackedB::bytes).sum()
+    }
+}
+
+/// Rows `[rows, channels, taps]` as `[rows, taps, channels]`: the order in which windows are copied.
+pub(crate) fn taps_outside(from: &[f32], [rows, channels, taps]: [usize; 3], to: &mut [f32]) {
+    let k = channels * taps;
+    for row in 0..rows {
+        let (from, to) = (&from[row * k..][..k], &mut to[row * k..][..k]);
+        for tap in 0..taps {
+            for channel in 0..channels {
+                to[tap * channels + channel] = from[channel * taps + tap];
+            }
+        }
     }
 }
 
@@ -203,12 +208,12 @@ pub fn is_pointwise(sliding: &Sliding) -> bool {
 }
 
 /// The windows of all output pixels, as rows of a matrix.
-struct Windows<'a> {
-    input: &'a [f32],
-    sliding: &'a Sliding,
+pub(crate) struct Windows<'a> {
+    pub(crate) input: &'a [f32],
+    pub(crate) sliding: &'a Sliding,
     /// First channel of the group, and the channels of a group.
-    first_channel: usize,
-    channels: usize,
+    pub(crate) first_channel: usize,
+    pub(crate) channels: usize,
 }
 
 impl RowSource for Windows<'_> {

@@ -315,6 +315,14 @@ mod tests {
         assert!(text.contains("\"avx1024\"") && text.contains("baseline"), "{text}");
     }
 
+    /// Emulated CPUs are named in the environment, lest a broken detection skip their kernels unseen.
+    #[test]
+    fn the_level_is_the_expected_one() {
+        if let Ok(expected) = std::env::var("MNNQ_EXPECT_ISA") {
+            assert_eq!(cpu().unwrap().level().name(), expected);
+        }
+    }
+
     #[test]
     fn the_override_lowers_and_never_raises() {
         let free = Cpu::probe(None);

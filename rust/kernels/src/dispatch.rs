@@ -5,6 +5,7 @@ use std::sync::OnceLock;
 use crate::cpu::{self, IsaLevel, IsaOverrideError};
 use crate::depthwise_i8::DepthwiseI8;
 use crate::gemm_f32::GemmF32;
+use crate::gemm_half::GemmHalf;
 use crate::gemm_i8::GemmI8;
 use crate::gemm_w4::GemmW4;
 use crate::simd::VectorIsa;
@@ -17,6 +18,8 @@ use crate::simd::VectorIsa;
 pub struct KernelSet {
     /// Float matrix product; also used by convolution.
     pub gemm_f32: GemmF32,
+    /// Products in 16-bit floats, convolutions included.
+    pub gemm_half: GemmHalf,
     /// Int8 matrix product; also used by convolution.
     pub gemm_i8: GemmI8,
     /// Matrix product of block-wise weights of 2 to 8 bits and int8 activations.
@@ -72,6 +75,7 @@ impl KernelSet {
             .unwrap_or(VectorIsa::Portable);
         Self {
             gemm_f32: GemmF32::new(vector),
+            gemm_half: GemmHalf::at_most(cap),
             gemm_i8: GemmI8::at_most(cap),
             gemm_w4: GemmW4::at_most(cap),
             depthwise_f32: vector,
@@ -90,6 +94,7 @@ impl KernelSet {
         };
         vec![
             KernelChoice { family: "gemm_f32", kernel: self.gemm_f32.name().to_owned() },
+            KernelChoice { family: "gemm_half", kernel: self.gemm_half.name().to_owned() },
             KernelChoice { family: "gemm_i8", kernel: self.gemm_i8.name().to_owned() },
             KernelChoice { family: "gemm_w4", kernel: self.gemm_w4.name().to_owned() },
             vector("depthwise_f32", self.depthwise_f32),

@@ -34,6 +34,7 @@ pub mod elementwise_i8;
 mod epilogue;
 mod error;
 pub mod gemm_f32;
+pub mod gemm_half;
 pub mod gemm_i8;
 pub mod gemm_w4;
 pub mod geometry;

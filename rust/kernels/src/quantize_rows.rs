@@ -13,7 +13,8 @@ const FAMILY: &str = "quantize_rows";
 /// Elements below which a task is not worth a thread.
 const TASK_ELEMENTS: usize = 1 << 15;
 
-/// A range below this counts as empty; the codes are then multiples of a scale of 1.
+/// A range below this counts as empty: the scale is then 1 and all codes are 0, for [`RowScheme::Asymmetric`] with the
+/// smallest value as offset.
 const SMALLEST_RANGE: f32 = 1e-7;
 
 /// How the codes of a range of values are chosen. `x` is represented by `scale * q + offset`. `round` takes halves to
@@ -96,8 +97,10 @@ impl Parameters {
             }
             RowScheme::Asymmetric => {
                 let range = maximum - minimum;
-                let (scale, inverse) =
-                    if range < SMALLEST_RANGE { (1.0, 1.0) } else { (range / 255.0, 255.0 / range) };
+                if range < SMALLEST_RANGE {
+                    return Self { offset: minimum, minimum, ..plain(1.0, 1.0) };
+                }
+                let (scale, inverse) = (range / 255.0, 255.0 / range);
                 let offset = minimum + 128.0 * scale;
                 Self { offset, minimum, shift: -128.0, lowest: -128, ..plain(scale, inverse) }
             }
@@ -618,7 +621,7 @@ mod tests {
             for scheme in [RowScheme::Symmetric, RowScheme::Asymmetric, RowScheme::ZeroPoint] {
                 let p = parameters(scheme, (value, value));
                 let back = f32::from(reference(p, value)) * p.scale + p.offset;
-                assert!((back - value).abs() < 1e-5, "{scheme:?} {value} -> {back}");
+                assert!((back - value).abs() < 1e-7, "{scheme:?} {value} -> {back}");
             }
         }
     }

@@ -37,7 +37,7 @@ fn supported_operators() -> Vec<String> {
 /// threads
 ///     Threads per run, 1 to 1024. Results do not depend on it.
 /// precision
-///     "normal", "high" (sums in double precision) or "low" (float weights stored in half precision).
+///     "normal", "high" (sums in double precision) or "low" (products with stored weights in 16-bit floats).
 /// memory
 ///     "normal", or "low" (quantized weights stay in their bits, and activations are quantized while running).
 /// dynamic

@@ -276,6 +276,9 @@ fn graph_input(main: Option<&Table>, name: String, value: ValueId) -> Result<Gra
     Ok(GraphInput { name, value, dtype, dims: dims.or(Some(Vec::new())) })
 }
 
+/// Constants up to this many bytes are copied out of the file.
+const COPIED: usize = 1 << 20;
+
 /// The tensor of a `Const` op: half floats become floats, 64-bit integers 32-bit ones.
 pub(crate) fn constant(main: Option<&Table>) -> Result<Tensor, OpError> {
     let table = main.ok_or(OpError::Parameter { wanted: "Blob", got: "absent".to_owned() })?;
@@ -291,7 +294,9 @@ pub(crate) fn constant(main: Option<&Table>) -> Result<Tensor, OpError> {
         wire => {
             let dtype = DType::from_wire(wire)
                 .ok_or_else(|| OpError::attribute("dataType", wire, "a number type"))?;
-            Tensor::from_bytes(TensorDesc::new(dtype, shape), data.numbers.to_bytes()?)?
+            let tensor = Tensor::from_bytes(TensorDesc::new(dtype, shape), data.numbers.to_bytes()?)?;
+            // A view of the mapped file would keep all of it in memory.
+            if tensor.bytes().len() <= COPIED { Tensor::from_view(tensor.view()) } else { tensor }
         }
     })
 }

@@ -8,6 +8,7 @@ use mnnq_format::schema::{OpType, TableKind};
 use mnnq_kernels::conv_f32::{PackedConv, conv_f32, conv_scaled_f32, conv_scratch_len};
 use mnnq_kernels::depthwise_f32::{PackedDepthwise, depthwise_f32};
 use mnnq_kernels::elementwise::Unary;
+use mnnq_kernels::gemm_half::{PackedConvHalf, conv_half, scratch_len as half_scratch_len};
 use mnnq_kernels::geometry::Sliding;
 use mnnq_kernels::winograd_f32::{PackedWinograd, is_winograd, winograd_f32};
 use mnnq_kernels::{Epilogue as KernelEpilogue, Residual};
@@ -82,7 +83,7 @@ enum Form {
     Depthwise,
     /// The bits of the file, expanded while running.
     Stored,
-    /// Floats rounded to half precision, expanded while running.
+    /// Rounded to 16-bit floats and multiplied so.
     Half,
     /// Few bits, multiplied in integers.
     Dynamic,
@@ -96,7 +97,7 @@ impl Form {
         common: &ConvCommon,
         options: &SessionOptions,
     ) -> (Self, String) {
-        let low = options.precision == PrecisionMode::Low;
+        let half = options.precision == PrecisionMode::Low && kernels().gemm_half.is_native();
         let form = match weights {
             _ if depthwise => Self::Depthwise,
             ConvWeights::Quantized(quantized) if options.memory == MemoryMode::Low => {
@@ -104,16 +105,17 @@ impl Form {
                 if !DynamicWeights::fits(quantized, channels, groups, common.taps()) {
                     return (Self::Stored, String::new());
                 }
-                let ratio = Layer::of(quantized, channels, groups, common.kernel).ratio();
+                let ratio = Layer::of(quantized, common).ratio();
                 let integers = ratio <= WORTH || options.dynamic != DynamicMode::Auto;
                 let note = format!(", int8 estimated at {ratio:.2} of float");
                 return (if integers { Self::Dynamic } else { Self::Float }, note);
             }
-            ConvWeights::Half(_) if options.memory == MemoryMode::Low || low => Self::Stored,
-            ConvWeights::Float(_) if low => Self::Half,
+            _ if half => Self::Half,
+            ConvWeights::Half(_) if options.memory == MemoryMode::Low => Self::Stored,
             _ => Self::Float,
         };
-        (form, String::new())
+        let fallback = options.precision == PrecisionMode::Low && form == Self::Float;
+        (form, if fallback { ", this CPU has no 16-bit float products".to_owned() } else { String::new() })
     }
 }
 
@@ -121,6 +123,7 @@ enum Packed {
     Float(PackedConv),
     Depthwise(PackedDepthwise),
     Winograd(PackedWinograd),
+    Half(PackedConvHalf),
     Stored(Arc<StoredWeights>),
     Dynamic(Arc<DynamicWeights>),
 }
@@ -163,7 +166,9 @@ impl Conv {
         let packed = match self.form {
             Form::Stored => Packed::Stored(Arc::new(StoredWeights::new(weights, common.out_channels)?)),
             Form::Dynamic => Packed::dynamic(&weights, common)?,
-            Form::Half => Packed::Stored(Arc::new(StoredWeights::half(&weights, common.out_channels))),
+            Form::Half => Packed::Half(with_floats(&weights, |w| {
+                PackedConvHalf::new(&kernels().gemm_half, w, dims, common.group)
+            })?),
             Form::Depthwise => Packed::Depthwise(with_floats(&weights, |w| {
                 PackedDepthwise::new(w, common.out_channels, common.taps())
             })?),
@@ -307,6 +312,10 @@ impl Kernel for FloatConv {
             Packed::Winograd(_) => {
                 format!("conv {v}x{h} f32 winograd 4x4 {}{}", kernels().gemm_f32.name(), self.words)
             }
+            Packed::Half(_) => {
+                let kernel = &kernels().gemm_half;
+                format!("conv {v}x{h} {} {}{}", kernel.format(), kernel.name(), self.words)
+            }
             _ => {
                 let gate = if self.input_scale.is_some() { "mul+" } else { "" };
                 format!("{gate}conv {v}x{h} f32 {}{}", kernels().gemm_f32.name(), self.words)
@@ -319,6 +328,7 @@ impl Kernel for FloatConv {
         match &*self.packed {
             Packed::Float(_) => self.threads * conv_scratch_len() * size_of::<f32>(),
             Packed::Winograd(weights) => self.threads * weights.scratch_len() * size_of::<f32>(),
+            Packed::Half(_) => self.threads * half_scratch_len() * size_of::<f32>(),
             _ => 0,
         }
     }
@@ -351,6 +361,11 @@ impl Kernel for FloatConv {
                 let scratch = super::support::typed(io.scratch);
                 let kernel = &kernels().gemm_f32;
                 winograd_f32(kernel, &self.sliding, input, weights, &epilogue, out, scratch, io.parallel)?;
+            }
+            Packed::Half(weights) => {
+                let scratch = super::support::typed(io.scratch);
+                let kernel = &kernels().gemm_half;
+                conv_half(kernel, &self.sliding, input, weights, &epilogue, out, scratch, io.parallel)?;
             }
             Packed::Depthwise(weights) => {
                 let isa = kernels().depthwise_f32;

@@ -62,12 +62,6 @@ impl StoredWeights {
         Ok(Self { store: Store::Codes { bits, bytes, stride, block, scale }, k })
     }
 
-    /// Floats rounded to half precision.
-    pub(super) fn half(weights: &ConvWeights, channels: usize) -> Self {
-        let values: Vec<f16> = weights.to_f32().into_iter().map(f16::from_f32).collect();
-        Self { k: values.len() / channels.max(1), store: Store::Half(values) }
-    }
-
     /// The weights of an output channel as floats: `code * scale + offset`, rounded after each step.
     fn expand(&self, channel: usize, out: &mut [f32]) {
         match &self.store {

@@ -6,6 +6,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use mnnq_format::schema::{TableKind, mat_mul};
 use mnnq_kernels::elementwise::Unary;
 use mnnq_kernels::gemm_f32::{PackedB, gemm_f32, scratch_len};
+use mnnq_kernels::gemm_half::{PackedHalf, gemm_half, scratch_len as half_scratch_len};
 use mnnq_kernels::parallel::Serial;
 use mnnq_kernels::{Epilogue as KernelEpilogue, Residual};
 
@@ -15,6 +16,7 @@ use super::error::{OpError, OpResult};
 use super::operator::{Facts, InferResult, Kernel, Operator, PrepareContext, StepIo};
 use super::registry::OpSource;
 use super::support::kernels;
+use crate::runtime::config::PrecisionMode;
 use crate::tensor::{DType, Shape, Tensor, TensorDesc};
 
 /// `MatMul(a [.., m, k], b [.., k, n][, bias [n]])`; either matrix may be given transposed; vectors as in NumPy.
@@ -24,7 +26,15 @@ pub(super) struct MatMul {
     /// Input 2 is a bias.
     has_bias: bool,
     /// The packed matrices of a constant b, made at the first plan.
-    packed: Mutex<Option<(Tensor, Arc<Vec<PackedB>>)>>,
+    packed: Mutex<Option<(Tensor, Arc<Vec<Matrix>>)>>,
+    /// A constant b is rounded to 16-bit floats and multiplied so.
+    half: bool,
+}
+
+/// A packed matrix b.
+enum Matrix {
+    Float(PackedB),
+    Half(PackedHalf),
 }
 
 impl MatMul {
@@ -36,6 +46,7 @@ impl MatMul {
             transpose_b: table.get(mat_mul::TRANSPOSE_B),
             has_bias: source.inputs > 2,
             packed: Mutex::default(),
+            half: source.options.precision == PrecisionMode::Low && kernels().gemm_half.is_native(),
         })
     }
 
@@ -133,6 +144,7 @@ impl Operator for MatMul {
             order_b,
             packed,
             has_bias,
+            half: self.half && constant.is_some(),
             activation,
             residual,
             rest,
@@ -143,7 +155,7 @@ impl Operator for MatMul {
 }
 
 impl MatMul {
-    fn pack_constant(&self, tensor: &Tensor, dims: &Dims) -> OpResult<Arc<Vec<PackedB>>> {
+    fn pack_constant(&self, tensor: &Tensor, dims: &Dims) -> OpResult<Arc<Vec<Matrix>>> {
         let mut cache = self.packed.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some((of, packed)) = &*cache
             && std::ptr::eq(of.bytes().as_ptr(), tensor.bytes().as_ptr())
@@ -152,8 +164,8 @@ impl MatMul {
         }
         let size = (dims.k * dims.n).max(1);
         let transposed = self.transpose_b && tensor.desc().shape.rank() > 1;
-        let pack = |matrix: &[f32]| pack_matrix(matrix, dims, transposed);
-        let matrices: Vec<PackedB> =
+        let pack = |matrix: &[f32]| pack_matrix(matrix, dims, transposed, self.half);
+        let matrices: Vec<Matrix> =
             tensor.data::<f32>().chunks_exact(size).map(pack).collect::<OpResult<_>>()?;
         let packed = Arc::new(matrices);
         *cache = Some((tensor.clone(), packed.clone()));
@@ -161,12 +173,14 @@ impl MatMul {
     }
 }
 
-fn pack_matrix(matrix: &[f32], dims: &Dims, transposed: bool) -> OpResult<PackedB> {
-    let kernel = &kernels().gemm_f32;
-    Ok(if transposed {
-        PackedB::from_columns(kernel, matrix, dims.k, dims.n, dims.k)?
-    } else {
-        PackedB::from_rows(kernel, matrix, dims.k, dims.n, dims.n)?
+fn pack_matrix(matrix: &[f32], dims: &Dims, transposed: bool, half: bool) -> OpResult<Matrix> {
+    let (float, kernel) = (&kernels().gemm_f32, &kernels().gemm_half);
+    let (k, n) = (dims.k, dims.n);
+    Ok(match (half, transposed) {
+        (false, true) => Matrix::Float(PackedB::from_columns(float, matrix, k, n, k)?),
+        (false, false) => Matrix::Float(PackedB::from_rows(float, matrix, k, n, n)?),
+        (true, true) => Matrix::Half(PackedHalf::from_columns(kernel, matrix, k, n, k)?),
+        (true, false) => Matrix::Half(PackedHalf::from_rows(kernel, matrix, k, n, n)?),
     })
 }
 
@@ -177,8 +191,10 @@ struct MatMulKernel {
     /// Per product, the matrix of a and of b.
     order_a: Vec<usize>,
     order_b: Vec<usize>,
-    packed: Option<Arc<Vec<PackedB>>>,
+    packed: Option<Arc<Vec<Matrix>>>,
     has_bias: bool,
+    /// The packed matrices are 16-bit floats.
+    half: bool,
     activation: Unary,
     residual: Option<(usize, Unary)>,
     rest: Epilogue,
@@ -190,14 +206,19 @@ impl MatMulKernel {
     /// Floats of scratch of one thread: the kernel's, and a transposed copy of a matrix of a.
     fn thread_floats(&self) -> usize {
         let copy = if self.transpose_a { self.dims.m * self.dims.k } else { 0 };
-        scratch_len() + copy
+        if self.half { half_scratch_len() + copy } else { scratch_len() + copy }
     }
 }
 
 impl Kernel for MatMulKernel {
     fn label(&self) -> Cow<'static, str> {
         let packing = if self.packed.is_some() { "" } else { ", packed in every run" };
-        format!("matmul f32 {}{packing}{}", kernels().gemm_f32.name(), self.words).into()
+        let (format, name) = if self.half {
+            (kernels().gemm_half.format(), kernels().gemm_half.name())
+        } else {
+            ("f32", kernels().gemm_f32.name())
+        };
+        format!("matmul {format} {name}{packing}{}", self.words).into()
     }
 
     fn scratch(&self) -> usize {
@@ -209,7 +230,7 @@ impl Kernel for MatMulKernel {
         let (a, b) = (io.input(0).data::<f32>(), io.input(1).data::<f32>());
         let bias = self.has_bias.then(|| io.input(2).data::<f32>());
         let residual = self.residual.map(|(position, then)| (io.input(position).data::<f32>(), then));
-        let (kernel, products) = (&kernels().gemm_f32, self.order_a.len());
+        let products = self.order_a.len();
         let out = io.outputs[0].data::<f32>();
         let scratch: &mut [f32] = super::support::typed(io.scratch);
         let size = m * n;
@@ -224,7 +245,7 @@ impl Kernel for MatMulKernel {
                 Some(packed) => &packed[self.order_b[index]],
                 None => {
                     let b = &b[self.order_b[index] * k * n..][..k * n];
-                    fresh = pack_matrix(b, &self.dims, self.transpose_b)?;
+                    fresh = pack_matrix(b, &self.dims, self.transpose_b, false)?;
                     &fresh
                 }
             };
@@ -242,7 +263,14 @@ impl Kernel for MatMulKernel {
             });
             let epilogue = KernelEpilogue { scale: None, bias, activation: self.activation, residual };
             let executor: &dyn mnnq_kernels::parallel::Executor = if wide { io.parallel } else { &Serial };
-            gemm_f32(kernel, m, a, k, matrix, &epilogue, out, n, scratch, executor)?;
+            match matrix {
+                Matrix::Float(b) => {
+                    gemm_f32(&kernels().gemm_f32, m, a, k, b, &epilogue, out, n, scratch, executor)?;
+                }
+                Matrix::Half(b) => {
+                    gemm_half(&kernels().gemm_half, m, a, k, b, &epilogue, out, n, scratch, executor)?;
+                }
+            }
             Ok(())
         };
         // Many small products: one per thread. Few: all threads on each.

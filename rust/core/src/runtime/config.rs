@@ -10,7 +10,8 @@ pub enum PrecisionMode {
     Normal,
     /// Single precision storage; sums of reductions and normalizations in double precision.
     High,
-    /// Float weights are stored and read in half precision, arithmetic is in single precision.
+    /// Products with stored weights round both operands to 16-bit floats if the CPU has instructions for that; the rest,
+    /// and everything on other CPUs, is in single precision.
     Low,
 }
 

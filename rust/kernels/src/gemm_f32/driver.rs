@@ -53,9 +53,9 @@ pub fn gemm_f32(
 
 /// The matrix that a product writes.
 pub(crate) struct Output<'a> {
-    data: &'a mut [f32],
-    rows: usize,
-    stride: usize,
+    pub(crate) data: &'a mut [f32],
+    pub(crate) rows: usize,
+    pub(crate) stride: usize,
 }
 
 impl<'a> Output<'a> {
@@ -228,7 +228,7 @@ impl<R: RowSource> Job<'_, R> {
 }
 
 /// The steps that run in registers, for the tile at `(row, column)`.
-fn tile_epilogue(epilogue: &Epilogue<'_>, row: usize, column: usize) -> TileEpilogue {
+pub(crate) fn tile_epilogue(epilogue: &Epilogue<'_>, row: usize, column: usize) -> TileEpilogue {
     let from = |vector: Option<&[f32]>| vector.map_or(std::ptr::null(), |v| v[column..].as_ptr());
     let bounds = |f: Unary| if f == Unary::Identity { None } else { f.as_clamp() };
     let mut steps = TileEpilogue {

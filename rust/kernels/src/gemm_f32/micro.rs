@@ -56,7 +56,7 @@ pub(crate) type TileFn = unsafe fn(&TileArgs);
 /// # Safety
 /// `from` must be valid for reading `columns` values.
 #[inline(always)]
-unsafe fn load_columns<S: Simd>(s: S, from: *const f32, v: usize, columns: usize) -> S::F {
+pub(crate) unsafe fn load_columns<S: Simd>(s: S, from: *const f32, v: usize, columns: usize) -> S::F {
     let rest = columns - v * S::LANES;
     // SAFETY: within the `columns` values that the caller vouches for.
     unsafe {
@@ -103,15 +103,28 @@ pub(crate) unsafe fn tile<S: Simd, const MR: usize, const NV: usize, const NR: u
             finish(s, &mut acc, epilogue, columns);
         }
         for i in 0..MR {
-            for v in 0..NV {
-                let to = args.c.add(i * args.c_stride + v * S::LANES);
-                let rest = columns - v * S::LANES;
-                if rest >= S::LANES {
-                    s.store(to, acc[i][v]);
-                } else {
-                    s.store_partial(to, rest, acc[i][v]);
-                }
-            }
+            store_columns(s, args.c.add(i * args.c_stride), &acc[i], columns);
+        }
+    }
+}
+
+/// Stores a row of `columns` values.
+///
+/// # Safety
+/// `to` must be valid for writing `columns` values, more than `(NV - 1) * LANES`.
+#[inline(always)]
+pub(crate) unsafe fn store_columns<S: Simd, const NV: usize>(
+    s: S,
+    to: *mut f32,
+    row: &[S::F; NV],
+    columns: usize,
+) {
+    for v in 0..NV {
+        let rest = columns - v * S::LANES;
+        // SAFETY: within the `columns` values that the caller vouches for.
+        unsafe {
+            let to = to.add(v * S::LANES);
+            if rest >= S::LANES { s.store(to, row[v]) } else { s.store_partial(to, rest, row[v]) }
         }
     }
 }
@@ -121,7 +134,7 @@ pub(crate) unsafe fn tile<S: Simd, const MR: usize, const NV: usize, const NR: u
 /// # Safety
 /// The vectors of the epilogue must be readable for `columns` values, the residual for `MR` such rows.
 #[inline(always)]
-unsafe fn finish<S: Simd, const MR: usize, const NV: usize>(
+pub(crate) unsafe fn finish<S: Simd, const MR: usize, const NV: usize>(
     s: S,
     acc: &mut [[S::F; NV]; MR],
     epilogue: &TileEpilogue,

@@ -57,6 +57,11 @@ pub(crate) trait Dot: Copy {
     /// # Safety
     /// `from` must be readable for `STEPS * GROUP * A_BYTES` bytes as long as the value is used.
     unsafe fn load_a(self, from: *const u8) -> Self::A;
+    /// Asks for a line of weights that will be read soon, if that pays.
+    #[inline(always)]
+    fn prefetch(self, ahead: *const i8) {
+        let _ = ahead;
+    }
     /// `acc[j] += sum over g of a[STEP * GROUP + g] * b[j * GROUP + g]`, exact modulo 2^32, for every operand.
     ///
     /// # Safety
@@ -91,6 +96,9 @@ pub(crate) struct TileArgs {
 /// the panels, `init` and every row of `out` for as many values as the tile has columns, rounded up to vectors.
 pub(crate) type TileFn = unsafe fn(&TileArgs);
 
+/// Bytes that weights are fetched ahead of their use: the hardware alone starts anew at each page.
+const AHEAD: usize = 2048;
+
 /// One group of `k` for the whole tile.
 ///
 /// # Safety
@@ -108,8 +116,10 @@ unsafe fn step<D: Dot, const MR: usize, const NT: usize, const NVP: usize, const
         let vector = D::LANES * D::GROUP;
         let b = b.add(STEP * NVP * vector);
         let mut columns = [d.load_b(b); NT];
-        for v in 1..NT {
-            columns[v] = d.load_b(b.add(v / NVP * panel_pitch + v % NVP * vector));
+        for v in 0..NT {
+            let at = v / NVP * panel_pitch + v % NVP * vector;
+            d.prefetch(b.wrapping_add(at + AHEAD));
+            columns[v] = d.load_b(b.add(at));
         }
         for i in 0..MR {
             for v in 0..NT {

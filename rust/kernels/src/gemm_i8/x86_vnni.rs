@@ -23,6 +23,11 @@ impl Dot for Vnni512 {
     type A = Group;
 
     #[inline(always)]
+    fn prefetch(self, ahead: *const i8) {
+        // SAFETY: a prefetch may name any address.
+        unsafe { _mm_prefetch::<_MM_HINT_T0>(ahead) }
+    }
+    #[inline(always)]
     unsafe fn load_i32(self, from: *const i32) -> Self::I {
         // SAFETY: the caller vouches for the memory, and a microkernel runs only on a CPU that has the instructions.
         unsafe { _mm512_loadu_si512(from.cast()) }

@@ -80,7 +80,8 @@ impl BlockDot for Sdot {
         let mut sum = acc;
         // SAFETY: one instruction on registers, of a CPU that has it; the microkernel enables `dotprod`.
         unsafe {
-            let a = vcombine_s8(a, a);
+            // The upper half is not used; a load of eight bytes leaves it 0.
+            let a = vcombine_s8(a, vdup_n_s8(0));
             asm!("sdot {s:v}.4s, {b:v}.16b, {a:v}.4b[{l}]", s = inout(vreg) sum, a = in(vreg) a, b = in(vreg) b,
                  l = const HALF, options(pure, nomem, nostack, preserves_flags));
         }

@@ -10,6 +10,9 @@ use crate::simd::Simd;
 /// `k` rounded up to this many elements within a block: two groups of four, the two nibbles of a byte.
 pub(super) const K_UNIT: usize = 8;
 
+/// Bytes that weights are fetched ahead of their use: the hardware alone starts anew at each page.
+const AHEAD: usize = 1536;
+
 /// Integer dot products of unsigned weights and signed activations.
 ///
 /// A vector of codes holds a group of four `k` for each lane (column).
@@ -30,6 +33,11 @@ pub(super) trait BlockDot: Copy {
     /// # Safety
     /// `from` must be readable for them.
     unsafe fn load(self, from: *const u8) -> Self::B;
+    /// Asks for the line that will be read next of this stream, if that pays.
+    #[inline(always)]
+    fn prefetch(self, ahead: *const u8) {
+        let _ = ahead;
+    }
     /// The low nibbles.
     fn low(self, b: Self::B) -> Self::B;
     /// The high nibbles.
@@ -123,9 +131,12 @@ pub(super) unsafe fn tile<
                 let mut high = low;
                 for v in 0..NT {
                     if NIBBLES {
+                        d.prefetch(b.wrapping_add(place(v) + AHEAD));
                         let both = d.load(b.add(place(v)));
                         (low[v], high[v]) = (d.low(both), d.high(both));
                     } else {
+                        d.prefetch(b.wrapping_add(place(v) + AHEAD));
+                        d.prefetch(b.wrapping_add(place(v) + AHEAD + NVP * vector));
                         low[v] = d.load(b.add(place(v)));
                         high[v] = d.load(b.add(place(v) + NVP * vector));
                     }

@@ -34,6 +34,11 @@ macro_rules! common_256 {
             unsafe { _mm256_loadu_si256(from.cast()) }
         }
         #[inline(always)]
+        fn prefetch(self, ahead: *const u8) {
+            // SAFETY: a prefetch may name any address.
+            unsafe { _mm_prefetch::<_MM_HINT_T0>(ahead.cast()) }
+        }
+        #[inline(always)]
         fn low(self, b: Self::B) -> Self::B {
             // SAFETY: the token proves the CPU feature that the intrinsic needs.
             unsafe { _mm256_and_si256(b, _mm256_set1_epi8(15)) }
@@ -66,6 +71,11 @@ macro_rules! common_512 {
         unsafe fn load(self, from: *const u8) -> Self::B {
             // SAFETY: the token proves the CPU feature; the caller vouches for the memory.
             unsafe { _mm512_loadu_si512(from.cast()) }
+        }
+        #[inline(always)]
+        fn prefetch(self, ahead: *const u8) {
+            // SAFETY: a prefetch may name any address.
+            unsafe { _mm_prefetch::<_MM_HINT_T0>(ahead.cast()) }
         }
         #[inline(always)]
         fn low(self, b: Self::B) -> Self::B {

@@ -17,10 +17,14 @@
 use mnnq_format::QuantizedWeights;
 use mnnq_kernels::cpu::IsaLevel;
 
+use crate::ops::conv_weights::ConvCommon;
 use crate::ops::support::kernels;
 
 /// Largest ratio of integers to floats at which integers are chosen.
 pub(crate) const WORTH: f64 = 0.85;
+
+/// Times that Winograd's algorithm is faster.
+const WINOGRAD: f64 = 1.8;
 
 /// Cycles per row for its range, scale and offset.
 const ROW: f64 = 60.0;
@@ -82,17 +86,23 @@ pub(crate) struct Layer {
     pub(crate) bits: u8,
     /// Taps of a window, vertical and horizontal.
     pub(crate) taps: [usize; 2],
+    /// In floats Winograd's algorithm would do.
+    pub(crate) winograd: bool,
 }
 
 impl Layer {
-    pub(crate) fn of(weights: &QuantizedWeights, channels: usize, groups: usize, taps: [usize; 2]) -> Self {
-        let channels = channels.max(1);
+    pub(in crate::ops) fn of(weights: &QuantizedWeights, common: &ConvCommon) -> Self {
+        let (channels, groups) = (common.out_channels.max(1), common.group);
+        let plain =
+            [common.kernel, common.stride, common.dilation] == [[3, 3], [1, 1], [1, 1]] && groups == 1;
+        let matrix = common.in_channels * common.out_channels;
         Self {
             k: weights.codes().len() / channels,
             n: channels / groups.max(1),
             blocks: (weights.rows() / channels).max(1),
             bits: weights.bits(),
-            taps,
+            taps: common.kernel,
+            winograd: plain && common.in_channels.min(channels) >= 16 && matrix <= 1 << 19,
         }
     }
 
@@ -107,7 +117,8 @@ impl Layer {
         let padded = |n: usize, width: usize| n.next_multiple_of(width) as f64;
         let (k, n) = (self.k as f64, self.n as f64);
         let lanes = (nr / 2).max(1);
-        let float = k * padded(self.n, lanes) / r.float_products + n / r.float_stores;
+        let fewer = if self.winograd { WINOGRAD } else { 1.0 };
+        let float = k * padded(self.n, lanes) / (r.float_products * fewer) + n / r.float_stores;
         let width = if blocks { nr } else { lanes };
         let products = if blocks { r.block_products } else { r.int_products };
         let units = self.k.next_multiple_of(8) as f64;
@@ -132,7 +143,7 @@ mod tests {
 
     #[test]
     fn wide_layers_are_faster_in_integers_and_narrow_ones_in_floats() {
-        let layer = |k, n| Layer { k, n, blocks: 1, bits: 8, taps: [1, 1] };
+        let layer = |k, n| Layer { k, n, blocks: 1, bits: 8, taps: [1, 1], winograd: false };
         if kernels().gemm_i8.level() < IsaLevel::AvxVnni {
             return;
         }
@@ -142,7 +153,8 @@ mod tests {
         assert!(layer(32, 16).ratio() > WORTH);
         let stem = Layer { k: 27, n: 32, taps: [3, 3], ..layer(27, 32) };
         assert!(stem.ratio() > 1.0);
-        assert!(Layer { taps: [3, 3], ..layer(576, 64) }.ratio() < WORTH);
+        let narrow = Layer { taps: [3, 3], ..layer(576, 64) };
+        assert!(narrow.ratio() < WORTH && Layer { winograd: true, ..narrow }.ratio() > narrow.ratio());
         let fine = Layer { blocks: 64, bits: 4, ..layer(2048, 2048) };
         let coarse = Layer { blocks: 16, ..fine };
         assert!(coarse.ratio() < fine.ratio() && fine.ratio() < WORTH);
