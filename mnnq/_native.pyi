@@ -385,6 +385,9 @@ class NativeSession:
     def output_names(self) -> list[str]:
         """Names of the outputs, without planning for their shapes."""
 
+    def plan_info(self, shapes: list[tuple[str, list[int]]] | None = None) -> dict[str, Any]:
+        """What running on inputs of these shapes takes: arena_bytes, multiply_adds, steps, outputs, complete."""
+
     def metadata(self) -> bytes:
         """What the file keeps in `extraInfo.buffer`: a buffer whose root is a table `Extra`, or nothing."""
 
