@@ -13,6 +13,7 @@ __all__ = [
     "NativeSession",
     "__version__",
     "decode_weights",
+    "describe_weights",
     "encode_weights",
     "model_to_bytes",
     "pack_half",
@@ -220,6 +221,25 @@ def decode_weights(conv: dict[str, Any]) -> DecodedWeights:
     ------
     FormatError
         If the payload is damaged, absent, or in a side file that was not loaded.
+    """
+
+def describe_weights(conv: dict[str, Any]) -> tuple[int, int, int, bool]:
+    """How the quantized weights of a ``Convolution2D`` table are stored; dense codes are not decoded.
+
+    Parameters
+    ----------
+    conv
+        The table, as `read_model` returns it.
+
+    Returns
+    -------
+    tuple
+        Bits, rows, weights per row, and whether rows have a minimum.
+
+    Raises
+    ------
+    FormatError
+        If the payload is damaged as far as its header shows, absent, or in a side file that was not loaded.
     """
 
 def encode_weights(

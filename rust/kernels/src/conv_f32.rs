@@ -433,7 +433,15 @@ pub(crate) mod tests {
                 let mut scratch = vec![f32::NAN; 2 * conv_scratch_len()];
                 let (epilogue, threads) = (Epilogue::default(), ScopedThreads(2));
                 conv_scaled_f32(
-                    &kernel, &g, &input, &scale, &packed, &epilogue, out.get_mut(), &mut scratch, &threads,
+                    &kernel,
+                    &g,
+                    &input,
+                    &scale,
+                    &packed,
+                    &epilogue,
+                    out.get_mut(),
+                    &mut scratch,
+                    &threads,
                 )
                 .unwrap();
                 out.check();
@@ -445,7 +453,15 @@ pub(crate) mod tests {
             let (mut out, mut scratch) = ([0.0; 16], vec![0.0; conv_scratch_len()]);
             let epilogue = Epilogue::default();
             let refused = conv_scaled_f32(
-                &kernel, &g, &[0.0; 32], &[0.0; 2], &packed, &epilogue, &mut out, &mut scratch, &Serial,
+                &kernel,
+                &g,
+                &[0.0; 32],
+                &[0.0; 2],
+                &packed,
+                &epilogue,
+                &mut out,
+                &mut scratch,
+                &Serial,
             );
             assert!(refused.is_err());
         }

@@ -334,9 +334,8 @@ impl SimdOp for InputTransform<'_> {
                     for i in 0..IN {
                         for j in 0..IN {
                             // SAFETY: between the first and the last pixel, whose places were checked.
-                            let from = unsafe {
-                                job.input.as_ptr().add(first + (i * g.width + j) * channels)
-                            };
+                            let from =
+                                unsafe { job.input.as_ptr().add(first + (i * g.width + j) * channels) };
                             // SAFETY: a whole vector of channels of that pixel.
                             d[i][j] = unsafe { s.load(from) };
                         }
@@ -521,7 +520,9 @@ mod tests {
             ] {
                 for (pad, end) in [(1, 1), (0, 0), (2, 0), (0, 2)] {
                     let window = Window { pad_end: end, ..Window::new(3, 1, pad) };
-                    let Ok(g) = Sliding::new([size[0], size[1], size[2], ic], window, window) else { continue };
+                    let Ok(g) = Sliding::new([size[0], size[1], size[2], ic], window, window) else {
+                        continue;
+                    };
                     for activation in [Unary::Identity, Unary::Relu, Unary::Silu] {
                         check(&kernel, &g, oc, activation, 1);
                     }

@@ -136,9 +136,7 @@ impl NativeSession {
         let outputs: Vec<(String, Option<&str>, Option<Vec<usize>>)> = info
             .outputs
             .into_iter()
-            .map(|(name, desc)| {
-                (name, desc.map(|d| d.dtype.name()), desc.map(|d| d.shape.dims().to_vec()))
-            })
+            .map(|(name, desc)| (name, desc.map(|d| d.dtype.name()), desc.map(|d| d.shape.dims().to_vec())))
             .collect();
         dict.set_item("outputs", outputs)?;
         Ok(dict)

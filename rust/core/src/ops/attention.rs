@@ -55,7 +55,7 @@ impl Attention {
         let scores = Shape::new(&[batch, heads, rows, keys])?;
         if inputs.get(3).is_some() {
             let mask = inputs.typed(3, DType::F32)?.shape;
-            if mask.rank() > 4 || mask.broadcast(&scores)? != scores {
+            if mask.rank() > 4 || mask.broadcast(&scores).ok() != Some(scores) {
                 return Err(OpError::shape(3, mask, format!("what can be stretched to {scores}")));
             }
         }
@@ -200,7 +200,9 @@ impl Kernel for AttentionKernel {
         // From [batch, heads, rows, size] to [batch, rows, heads, size].
         for (at, line) in out.chunks_exact_mut(value_size).enumerate() {
             let (image, row, head) = (at / heads / rows, at / heads % rows, at % heads);
-            line.copy_from_slice(&results[((image * heads + head) * rows + row) * value_size..][..value_size]);
+            line.copy_from_slice(
+                &results[((image * heads + head) * rows + row) * value_size..][..value_size],
+            );
         }
         Ok(())
     }

@@ -159,9 +159,9 @@ impl Conv {
 
 /// Products of a convolution: every output pixel and channel has one per tap and input channel of its group.
 pub(super) fn conv_products(sliding: &Sliding, in_group: usize, outputs: usize) -> u64 {
-    [sliding.taps(), in_group, outputs].iter().fold(sliding.out_pixels() as u64, |product, &n| {
-        product.saturating_mul(n as u64)
-    })
+    [sliding.taps(), in_group, outputs]
+        .iter()
+        .fold(sliding.out_pixels() as u64, |product, &n| product.saturating_mul(n as u64))
 }
 
 /// Calls `work` with the weights as floats, without a copy where they lie as floats in the file.
@@ -293,7 +293,9 @@ impl Kernel for FloatConv {
                 let kernel = &kernels().gemm_f32;
                 let (sliding, parallel) = (&self.sliding, io.parallel);
                 if let Some(scale) = scale {
-                    conv_scaled_f32(kernel, sliding, input, scale, weights, &epilogue, out, scratch, parallel)?;
+                    conv_scaled_f32(
+                        kernel, sliding, input, scale, weights, &epilogue, out, scratch, parallel,
+                    )?;
                 } else {
                     conv_f32(kernel, sliding, input, weights, &epilogue, out, scratch, parallel)?;
                 }

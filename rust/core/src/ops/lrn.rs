@@ -26,7 +26,11 @@ impl Lrn {
         let table = source.param(TableKind::LRN)?;
         let region = table.get(lrn::REGION_TYPE);
         if !(0..=1).contains(&region) {
-            return Err(OpError::attribute("regionType", region, "0 (across channels) or 1 (within a channel)"));
+            return Err(OpError::attribute(
+                "regionType",
+                region,
+                "0 (across channels) or 1 (within a channel)",
+            ));
         }
         let got = table.get(lrn::LOCAL_SIZE);
         let size = usize::try_from(got).ok().filter(|&size| size > 0);

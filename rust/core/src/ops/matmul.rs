@@ -192,7 +192,11 @@ impl MatMulKernel {
         let copy = if self.transpose_a { self.dims.m * self.dims.k } else { 0 };
         let fresh = PackedView::len(&kernels().gemm_f32, self.dims.k, self.dims.n);
         // Each part starts at a cache line.
-        [copy.next_multiple_of(16), if self.packed.is_some() { 0 } else { fresh.next_multiple_of(16) }, scratch_len()]
+        [
+            copy.next_multiple_of(16),
+            if self.packed.is_some() { 0 } else { fresh.next_multiple_of(16) },
+            scratch_len(),
+        ]
     }
 
     /// Scratch of all threads: as many products as threads may run at once, or one with all threads on it.

@@ -164,7 +164,8 @@ impl Recurrent {
                     let w = &w[direction * rows * input..][..rows * input];
                     let r = &r[direction * rows * hidden..][..rows * hidden];
                     let bias = inputs.get(2).filter(|b| !b.is_empty());
-                    let bias = bias.map_or_else(|| vec![0.0; rows], |b| b[direction * rows..][..rows].to_vec());
+                    let bias =
+                        bias.map_or_else(|| vec![0.0; rows], |b| b[direction * rows..][..rows].to_vec());
                     Ok(Direction {
                         input: PackedB::from_columns(kernel, w, input, rows, input)?,
                         recurrent: PackedB::from_columns(kernel, r, hidden, rows, hidden)?,

@@ -83,8 +83,7 @@ impl Windows {
                 }
             };
             let window = Window { kernel, stride, dilation, pad_begin, pad_end };
-            let outputs =
-                window.outputs(length).map_err(|error| OpError::unsupported(error.to_string()))?;
+            let outputs = window.outputs(length).map_err(|error| OpError::unsupported(error.to_string()))?;
             if outputs == 0 && length > 0 {
                 let wanted = format!("at least {} with padding along axis {}", window.extent(), axis + 2);
                 return Err(OpError::shape(0, *shape, wanted));
@@ -225,7 +224,11 @@ impl Conv3d {
         let mut bias = floats(table.get(convolution3d::BIAS));
         bias.resize(if bias.is_empty() { outputs } else { bias.len() }, 0.0);
         if bias.len() != outputs {
-            return Err(OpError::attribute("bias", format!("{} values", bias.len()), format!("{outputs} values")));
+            return Err(OpError::attribute(
+                "bias",
+                format!("{} values", bias.len()),
+                format!("{outputs} values"),
+            ));
         }
         let activation = if common.get(f::RELU6) {
             Unary::Clamp { lo: 0.0, hi: 6.0 }
@@ -248,7 +251,8 @@ impl Conv3d {
         for o in 0..outputs {
             for d in 0..depth {
                 for i in 0..inputs {
-                    ordered.extend_from_slice(&self.weight[((o * inputs + i) * depth + d) * plane..][..plane]);
+                    ordered
+                        .extend_from_slice(&self.weight[((o * inputs + i) * depth + d) * plane..][..plane]);
                 }
             }
         }
@@ -357,7 +361,8 @@ impl Kernel for Conv3dKernel {
                         .filter(|&d| d < slices);
                     for channel in 0..inputs {
                         let column = tap * inputs + channel;
-                        let from = d.map(|d| &x[((image * inputs + channel) * slices + d) * plane..][..plane]);
+                        let from =
+                            d.map(|d| &x[((image * inputs + channel) * slices + d) * plane..][..plane]);
                         for (pixel, line) in gathered.chunks_exact_mut(g.channels).enumerate() {
                             line[column] = from.map_or(0.0, |from| from[pixel]);
                         }

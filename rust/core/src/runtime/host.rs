@@ -56,8 +56,7 @@ fn run_kernel(
     options: &SessionOptions,
 ) -> Result<Vec<Tensor>, OpError> {
     let epilogue = Epilogue::default();
-    let context =
-        PrepareContext { inputs: *facts, outputs, epilogue: &epilogue, input_scale: None, options };
+    let context = PrepareContext { inputs: *facts, outputs, epilogue: &epilogue, input_scale: None, options };
     let kernel = operator.prepare(&context)?;
     let mut scratch = vec![0_u128; kernel.scratch().div_ceil(16)];
     let mut memory: Vec<Vec<u128>> =

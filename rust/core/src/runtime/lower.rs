@@ -211,8 +211,7 @@ impl Lowering<'_> {
         } else {
             let (epilogue, options) = (&node.epilogue, self.options);
             let input_scale = node.input_scale;
-            let context =
-                PrepareContext { inputs: facts, outputs: &outputs, epilogue, input_scale, options };
+            let context = PrepareContext { inputs: facts, outputs: &outputs, epilogue, input_scale, options };
             Some(node.operator.prepare(&context).map_err(op_error)?)
         };
         drop(known);

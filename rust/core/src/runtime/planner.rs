@@ -312,7 +312,11 @@ fn gate_of(
 ) -> Option<usize> {
     let node = &planned[index];
     let value = node.inputs.first().copied().flatten()?;
-    if node.own_inputs != 1 || kept[value] || uses[value][..] != [index] || !node.operator.accepts_input_scale() {
+    if node.own_inputs != 1
+        || kept[value]
+        || uses[value][..] != [index]
+        || !node.operator.accepts_input_scale()
+    {
         return None;
     }
     let gate = producer[value]?;

@@ -186,7 +186,8 @@ impl Session {
         let mut descs = Vec::with_capacity(graph.inputs.len());
         for input in &graph.inputs {
             let dims = input.dims.as_deref().unwrap_or_default();
-            let default = || Shape::new(&dims.iter().map(|&d| usize::try_from(d).unwrap_or(1)).collect::<Vec<_>>());
+            let default =
+                || Shape::new(&dims.iter().map(|&d| usize::try_from(d).unwrap_or(1)).collect::<Vec<_>>());
             let shape = match given(&input.name) {
                 Some(shape) => shape,
                 None => default().map_err(|error| RuntimeError::Graph {

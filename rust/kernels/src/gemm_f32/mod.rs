@@ -25,6 +25,6 @@ use crate::epilogue::Epilogue;
 pub(crate) use driver::{Output, product};
 pub use driver::{gemm_f32, gemm_view_f32, scratch_len};
 pub use kernels::GemmF32;
-pub use pack::{PackedB, PackedView};
 pub(crate) use pack::{MatrixRows, RowSource, ScaledRows, copy_run};
+pub use pack::{PackedB, PackedView};
 pub use reference::gemm_f32_reference;
