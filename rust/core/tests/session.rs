@@ -235,3 +235,78 @@ fn an_input_may_be_an_output() {
     assert_eq!(outputs[1].data::<f32>(), [-1.0, 2.0]);
     assert_eq!(outputs[2], outputs[0]);
 }
+
+/// A list of names, as aliases are kept.
+fn list(names: &[&str]) -> Table {
+    let mut table = Table::new(TableKind::StringVec);
+    table.set(string_vec::DATA, names.iter().map(|name| (*name).to_owned()).collect::<Vec<_>>());
+    table
+}
+
+/// `while i < limit: x = 2 x; i = i + 1`, gives x and i.
+fn doubling(limit: i32) -> Session {
+    let mut b = Builder::default();
+    b.input("i", DataType::DT_INT32, &[1]).input("x", DataType::DT_FLOAT, &[-1]);
+    let mut condition = Builder::default();
+    condition.input("ci", DataType::DT_INT32, &[1]).ints("limit", &[1], &[limit]);
+    condition.binary(BinaryOpOperation::LESS, "ci", "limit", "more");
+    condition.into_subgraph(&mut b, "condition", &["ci"], &["more"]);
+    let mut body = Builder::default();
+    body.input("bi", DataType::DT_INT32, &[1]).input("bx", DataType::DT_FLOAT, &[-1]);
+    body.ints("one", &[1], &[1]).binary(BinaryOpOperation::ADD, "bi", "one", "i2");
+    body.binary(BinaryOpOperation::ADD, "bx", "bx", "x2");
+    body.into_subgraph(&mut b, "body", &["bi", "bx"], &["i2", "x2"]);
+    let mut main = Table::new(TableKind::WhileParam);
+    main.set(while_param::COND_GRAPH, "condition".to_owned());
+    main.set(while_param::BODY_GRAPH, "body".to_owned());
+    main.set(while_param::ALIASES_INPUTS, vec![list(&["ci", "bi"]), list(&["bx"])]);
+    main.set(while_param::ALIASES_OUTPUTS, vec!["x2".to_owned(), "bi".to_owned()]);
+    let updates = [["i2", "ci"], ["i2", "bi"], ["x2", "bx"]].map(|pair| list(&pair));
+    main.set(while_param::ALIASES_UPDATES, updates.to_vec());
+    b.op(OpType::While, &["i", "x"], &["last", "count"], Some(main));
+    b.unary(UnaryOpOperation::NEG, "last", "y");
+    b.session(&["y", "count"], SessionOptions::default()).unwrap()
+}
+
+#[test]
+fn loops_may_have_a_graph_for_their_condition() {
+    for (limit, start, trips) in [(5, 0, 5), (5, 3, 2), (40, 20, 20)] {
+        let session = doubling(limit);
+        for length in [1, 3] {
+            let values: Vec<f32> = (0..length).map(|n| n as f32 + 0.5).collect();
+            let x = floats(&[length], &values);
+            let outputs = run(&session, &[("i", &Tensor::vector(&[start])), ("x", &x)]);
+            let want: Vec<f32> = values.iter().map(|v| -v * 2.0_f32.powi(trips)).collect();
+            assert_eq!(outputs[0].data::<f32>(), want);
+            assert_eq!(outputs[1].data::<i32>(), [limit]);
+        }
+    }
+}
+
+#[test]
+fn branches_are_chosen_by_contents_and_may_differ_in_shape() {
+    let mut b = Builder::default();
+    b.input("which", DataType::DT_INT32, &[1]).input("x", DataType::DT_FLOAT, &[-1]);
+    let mut then = Builder::default();
+    then.input("tx", DataType::DT_FLOAT, &[-1]).unary(UnaryOpOperation::NEG, "tx", "ty");
+    then.into_subgraph(&mut b, "then", &["tx"], &["ty"]);
+    let mut other = Builder::default();
+    other.input("ex", DataType::DT_FLOAT, &[-1]);
+    let mut along = Table::new(TableKind::Axis);
+    along.set(axis::AXIS, 0);
+    other.op(OpType::Concat, &["ex", "ex"], &["ey"], Some(along));
+    other.into_subgraph(&mut b, "else", &["ex"], &["ey"]);
+    let mut main = Table::new(TableKind::IfParam);
+    main.set(if_param::THEN_GRAPH, "then".to_owned()).set(if_param::ELSE_GRAPH, "else".to_owned());
+    main.set(if_param::ALIASES_INPUTS, vec![list(&[]), list(&["tx", "ex"])]);
+    main.set(if_param::ALIASES_OUTPUTS, vec![list(&["ty", "ey"])]);
+    b.op(OpType::If, &["which", "x"], &["chosen"], Some(main));
+    b.unary(UnaryOpOperation::SQUARE, "chosen", "y");
+    let session = b.session(&["chosen", "y"], SessionOptions::default()).unwrap();
+    let x = floats(&[2], &[1.0, -3.0]);
+    for (which, want) in [(1, vec![-1.0, 3.0]), (0, vec![1.0, -3.0, 1.0, -3.0]), (7, vec![-1.0, 3.0])] {
+        let outputs = run(&session, &[("which", &Tensor::vector(&[which])), ("x", &x)]);
+        assert_eq!(outputs[0].data::<f32>(), want);
+        assert_eq!(outputs[1].data::<f32>(), want.iter().map(|v| v * v).collect::<Vec<_>>());
+    }
+}
