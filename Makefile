@@ -63,7 +63,7 @@ bench: build
 
 ## Ten minutes of fuzzing per target (needs nightly and cargo-fuzz).
 fuzz:
-	cd fuzz && for target in model_reader weight_blob bitpack; do \
+	cd fuzz && for target in model_reader weight_blob bitpack session; do \
 		cargo +nightly fuzz run $$target -- -max_total_time=600 || exit 1; done
 
 clean:

@@ -18,6 +18,7 @@ __all__ = [
     "activation_codes",
     "compensate_weights",
     "decode_weights",
+    "describe_weights",
     "encode_weights",
     "layer_output_error",
     "model_to_bytes",
@@ -226,6 +227,25 @@ def decode_weights(conv: dict[str, Any]) -> DecodedWeights:
     ------
     FormatError
         If the payload is damaged, absent, or in a side file that was not loaded.
+    """
+
+def describe_weights(conv: dict[str, Any]) -> tuple[int, int, int, bool]:
+    """How the quantized weights of a ``Convolution2D`` table are stored; dense codes are not decoded.
+
+    Parameters
+    ----------
+    conv
+        The table, as `read_model` returns it.
+
+    Returns
+    -------
+    tuple
+        Bits, rows, weights per row, and whether rows have a minimum.
+
+    Raises
+    ------
+    FormatError
+        If the payload is damaged as far as its header shows, absent, or in a side file that was not loaded.
     """
 
 def encode_weights(
@@ -547,6 +567,9 @@ class NativeSession:
 
     def output_names(self) -> list[str]:
         """Names of the outputs, without planning for their shapes."""
+
+    def plan_info(self, shapes: list[tuple[str, list[int]]] | None = None) -> dict[str, Any]:
+        """What running on inputs of these shapes takes: arena_bytes, multiply_adds, steps, outputs, complete."""
 
     def metadata(self) -> bytes:
         """What the file keeps in `extraInfo.buffer`: a buffer whose root is a table `Extra`, or nothing."""

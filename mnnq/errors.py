@@ -70,6 +70,12 @@ class QuantizationError(MnnqError):
 class InputError(MnnqError, ValueError):
     """An input of a model is missing, unknown, or has the wrong type or shape; `key` names it."""
 
+    def __str__(self) -> str:
+        """As of other errors, without the key in front of a message that names it anyway."""
+        if self.key is None or self.key not in self.message:
+            return super().__str__()
+        return ": ".join(part for part in (self.file, self.message) if part)
+
 
 class ExecutionError(MnnqError, RuntimeError):
     """A model cannot be planned or run on the inputs it was given."""

@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from mnnq import _native
 from mnnq.files import is_mnn
 from mnnq.ir.model import Model, Op
 from mnnq.quantization.stored import Storage, describe
+from mnnq.writer.to_mnn import to_bytes
 
 
 @dataclass(frozen=True)
@@ -97,6 +100,78 @@ class ModelInfo:
     def to_dict(self) -> dict[str, Any]:
         """Return the description as JSON can hold it."""
         return {**asdict(self), "weight_bytes": self.weight_bytes}
+
+
+@dataclass(frozen=True)
+class RunCost:
+    """What one run of a model takes in mnnq's runtime, found by planning it.
+
+    Attributes
+    ----------
+    inputs
+        The shapes planned for.
+    outputs
+        The outputs; shapes and types are None where only running tells.
+    multiply_adds
+        Products summed by convolutions, matrix products, recurrent operators and attention; other operators are not
+        counted.
+    arena_bytes
+        Memory for all intermediate tensors and scratch together.
+    steps
+        Kernels that run.
+    complete
+        False if further steps depend on values that only running gives; they are not counted then.
+    """
+
+    inputs: tuple[PortInfo, ...]
+    outputs: tuple[PortInfo, ...]
+    multiply_adds: int
+    arena_bytes: int
+    steps: int
+    complete: bool
+
+    @property
+    def flops(self) -> int:
+        """Floating-point operations: two per product that is summed."""
+        return 2 * self.multiply_adds
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the cost as JSON can hold it."""
+        return {**asdict(self), "flops": self.flops}
+
+
+def run_cost(model: Model, input_shapes: Mapping[str, Sequence[int]] | None = None) -> RunCost:
+    """Plan a model for one set of input shapes.
+
+    Parameters
+    ----------
+    input_shapes
+        Shapes of inputs by name. Lengths that vary are 1 where none is given.
+
+    Raises
+    ------
+    UnsupportedError
+        The runtime does not have an operator of the model.
+    InputError
+        There is no such input, or the shape is not one the model takes.
+    ExecutionError
+        An operator cannot take these shapes.
+    """
+    given = {name: [int(n) for n in shape] for name, shape in (input_shapes or {}).items()}
+    source = model.source
+    session = _native.NativeSession(source if source is not None and is_mnn(source) else to_bytes(model))
+    plan = session.plan_info(list(given.items()))
+    inputs = tuple(
+        PortInfo(name, tuple(given.get(name) or [max(n, 1) for n in shape or []]), dtype)
+        for name, dtype, shape in session.inputs()
+    )
+    outputs = tuple(
+        PortInfo(name, None if shape is None else tuple(shape), dtype)
+        for name, dtype, shape in plan["outputs"]
+    )
+    return RunCost(
+        inputs, outputs, plan["multiply_adds"], plan["arena_bytes"], plan["steps"], plan["complete"]
+    )
 
 
 #: Constants of fewer elements are not listed as weights.

@@ -1,5 +1,5 @@
-//! Writes seeds for the target `model_reader` to `corpus/model_reader` in the current directory:
-//! `cargo run --example seed_corpus` in `fuzz/`.
+//! Writes seeds for the targets `model_reader` and `session` to `corpus/` in the current directory:
+//! `cargo run --example seed_corpus [FILES.mnn]` in `fuzz/`. Models that are given are seeds of `session`.
 
 use std::path::Path;
 
@@ -19,6 +19,12 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
         let mut root: Table = whole.net().clone();
         root.set(net::OPLISTS, vec![node.clone()]);
         std::fs::write(folder.join(format!("op{position}")), to_bytes(&Model::new(root)?)?)?;
+    }
+    let sessions = Path::new("corpus/session");
+    std::fs::create_dir_all(sessions)?;
+    for path in std::env::args_os().skip(1) {
+        let path = Path::new(&path);
+        std::fs::copy(path, sessions.join(path.file_name().unwrap_or_default()))?;
     }
     Ok(())
 }

@@ -10,7 +10,7 @@ import click
 from mnnq.cli import common
 
 if TYPE_CHECKING:
-    from mnnq.inspection import ModelInfo, PortInfo, WeightInfo
+    from mnnq.inspection import ModelInfo, PortInfo, RunCost, WeightInfo
     from mnnq.report.tables import Table
 
 
@@ -20,19 +20,33 @@ if TYPE_CHECKING:
 @common.json_option
 @common.verbosity
 def command(model: Path, shapes: Any, as_json: bool) -> None:
-    """Show inputs, outputs, operators and stored weights of MODEL (.mnn, or ONNX as it would be converted)."""
+    """Show inputs, outputs, operators, cost of a run and stored weights of MODEL (.mnn, or ONNX as it would be converted).
+
+    The cost is that of mnnq's runtime; lengths that vary are 1 unless --input-shape gives them.
+    """
     from mnnq import api
-    from mnnq.inspection import inspect_model
+    from mnnq.errors import ExecutionError, UnsupportedError
+    from mnnq.files import is_mnn
+    from mnnq.inspection import inspect_model, run_cost
 
-    info = inspect_model(api.load(model, input_shapes=dict(shapes)))
+    fixed = dict(shapes)
+    loaded = api.load(model, input_shapes=None if is_mnn(model) else fixed)
+    info = inspect_model(loaded)
+    cost, refused = None, None
+    try:
+        cost = run_cost(loaded, fixed if is_mnn(model) else None)
+    except (UnsupportedError, ExecutionError) as error:
+        refused = str(error)
     if as_json:
-        common.emit_json(info.to_dict())
+        common.emit_json(
+            {**info.to_dict(), "run": None if cost is None else cost.to_dict(), "run_refused": refused}
+        )
     else:
-        print_info(info)
+        print_info(info, cost, refused)
 
 
-def print_info(info: ModelInfo) -> None:
-    """Print the description of a model."""
+def print_info(info: ModelInfo, cost: RunCost | None = None, refused: str | None = None) -> None:
+    """Print the description of a model, and what a run takes or why it cannot be run."""
     from mnnq.report.tables import size
 
     click.echo(f"file      {info.path}")
@@ -40,7 +54,8 @@ def print_info(info: ModelInfo) -> None:
         external = "" if info.external_size is None else f" + {size(info.external_size)} external weights"
         click.echo(f"size      {size(info.file_size)}{external}")
     click.echo(f"version   {info.version or 'not stated (before 2.0)'}, from {info.source_type}")
-    for label, ports in (("inputs", info.inputs), ("outputs", info.outputs)):
+    outputs = info.outputs if cost is None else cost.outputs
+    for label, ports in (("inputs", info.inputs), ("outputs", outputs)):
         for position, port in enumerate(ports):
             click.echo(f"{label if position == 0 else '':<9} {_port(port)}")
     if info.int8_tensors:
@@ -48,8 +63,24 @@ def print_info(info: ModelInfo) -> None:
     click.echo("operators " + ", ".join(f"{name} {count}" for name, count in info.ops.items()))
     if info.subgraphs:
         click.echo("subgraphs " + ", ".join(info.subgraphs))
+    if cost is not None:
+        for line in _cost(cost):
+            click.echo(line)
+    elif refused is not None:
+        click.echo(f"run       not possible: {refused}")
     click.echo()
     common.print_table(weights_table(info))
+
+
+def _cost(cost: RunCost) -> list[str]:
+    from mnnq.report.tables import size
+
+    at = ", ".join(_port(port) for port in cost.inputs)
+    more = "" if cost.complete else ", more depends on the values of the inputs"
+    return [
+        f"run       {cost.flops / 1e9:.3g} GFLOP in {cost.steps} steps, {size(cost.arena_bytes)} of memory{more}",
+        f"          for {at}",
+    ]
 
 
 def _port(port: PortInfo) -> str:

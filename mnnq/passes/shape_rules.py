@@ -52,8 +52,7 @@ def _reshape(node: Node, known: Known) -> Partial | None:
         place = dims.index(-1)
         rest = _product(dims[:place] + dims[place + 1 :])
         total = None if shape is None else _product(shape)
-        known_rest = rest is not None and rest != 0 and total is not None
-        dims[place] = divide_exactly(total, rest) if known_rest else None  # type: ignore[arg-type]
+        dims[place] = divide_exactly(total, rest) if rest and total is not None else None
     elif shape is not None and dims.count(None) == 1:
         place = dims.index(None)
         rest, total = _product(dims[:place] + dims[place + 1 :]), _product(shape)

@@ -144,11 +144,7 @@ def _describe_quant(op: Op, quant: Mapping[str, Any], kernel: int) -> StoredWeig
     if int(quant.get("type", 0)) == 3:
         size = quant_size(quant)
         return StoredWeights(Storage.HALF, _shape(op, size // 2), kernel, 16, False, None, size)
-    weights = _native.decode_weights(op.params)
-    rows, row_len, bits = weights["rows"], weights["row_len"], weights["bits"]
-    assert rows is not None
-    assert row_len is not None
-    assert bits is not None
+    bits, rows, row_len, asymmetric = _native.describe_weights(op.params)
     shape = _shape(op, rows * row_len)
     blocks = rows // shape[0]
     return StoredWeights(
@@ -156,7 +152,7 @@ def _describe_quant(op: Op, quant: Mapping[str, Any], kernel: int) -> StoredWeig
         shape,
         kernel,
         bits,
-        weights["min"] is None,
+        not asymmetric,
         row_len // kernel if blocks > 1 else None,
         quant_size(quant),
         quant.get("scaleStorage") == "FP16",

@@ -55,8 +55,9 @@ class Table:
         table = RichTable(title=self.title or None, title_justify="left", show_footer=self.footer is not None)
         for i, column in enumerate(self.columns):
             footer = self.footer[i] if self.footer else ""
-            justify = "right" if i in self.right else "left"
-            table.add_column(column, footer=footer, justify=justify, overflow="fold")  # type: ignore[arg-type]
+            table.add_column(
+                column, footer=footer, justify="right" if i in self.right else "left", overflow="fold"
+            )
         for row in self.rows:
             table.add_row(*(escape(cell) for cell in row))
         Console().print(table)

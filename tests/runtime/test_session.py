@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import resource
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -236,3 +237,24 @@ def test_everything_unsupported_is_named_at_once(cnn: onnx.ModelProto) -> None:
 def test_broken_bytes_are_an_error() -> None:
     with pytest.raises(FormatError):
         InferenceSession(b"\x20\0\0\0 not a model")
+
+
+@pytest.mark.slow
+def test_memory_does_not_grow_with_runs() -> None:
+    session = InferenceSession(_cnn(), SessionOptions(threads=2))
+    feeds = {"x": RNG.standard_normal((1, 3, 8, 8)).astype(np.float32)}
+    for _ in range(1000):
+        session.run(None, feeds)
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    for _ in range(10_000):
+        session.run(None, feeds)
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 1024  # KiB; 0.1 byte per run
+
+
+def test_errors_name_an_input_once() -> None:
+    session = InferenceSession(_cnn())
+    for feeds in ({}, {"x": np.zeros(3, np.float32)}, {"x": np.zeros((1, 3, 8, 8), np.int32)}):
+        with pytest.raises(InputError) as error:
+            session.run(None, feeds)
+        assert error.value.key == "x"
+        assert not str(error.value).startswith("x:")

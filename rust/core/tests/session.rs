@@ -2,94 +2,12 @@
 
 use mnnq_core::runtime::{RuntimeError, Session, SessionOptions};
 use mnnq_core::tensor::{DType, Shape, Tensor, TensorView};
-use mnnq_format::Model;
-use mnnq_format::model::{Numbers, Table};
+use mnnq_format::model::Table;
 use mnnq_format::schema::*;
 
-/// A graph under construction; tensors are known by name.
-#[derive(Default)]
-struct Builder {
-    names: Vec<String>,
-    ops: Vec<Table>,
-    subgraphs: Vec<Table>,
-}
+mod common;
 
-impl Builder {
-    fn id(&mut self, name: &str) -> i32 {
-        let position = self.names.iter().position(|known| known == name).unwrap_or_else(|| {
-            self.names.push(name.to_owned());
-            self.names.len() - 1
-        });
-        i32::try_from(position).unwrap()
-    }
-
-    fn op(&mut self, kind: OpType, inputs: &[&str], outputs: &[&str], main: Option<Table>) -> &mut Self {
-        let mut table = Table::new(TableKind::Op);
-        let ids = |builder: &mut Self, names: &[&str]| -> Numbers {
-            names.iter().map(|name| builder.id(name)).collect::<Vec<i32>>().into()
-        };
-        let (input_ids, output_ids) = (ids(self, inputs), ids(self, outputs));
-        table.set(op::TYPE, kind).set(op::NAME, outputs[0].to_owned());
-        table.set(op::INPUT_INDEXES, input_ids).set(op::OUTPUT_INDEXES, output_ids);
-        if let Some(main) = main {
-            table.set(op::MAIN, main);
-        }
-        self.ops.push(table);
-        self
-    }
-
-    fn input(&mut self, name: &str, data_type: DataType, dims: &[i32]) -> &mut Self {
-        let mut table = Table::new(TableKind::Input);
-        table.set(input::DIMS, dims.to_vec()).set(input::DTYPE, data_type);
-        self.op(OpType::Input, &[], &[name], Some(table))
-    }
-
-    fn ints(&mut self, name: &str, dims: &[i32], values: &[i32]) -> &mut Self {
-        let mut table = Table::new(TableKind::Blob);
-        table.set(blob::DIMS, dims.to_vec()).set(blob::DATA_TYPE, DataType::DT_INT32);
-        table.set(blob::INT32S, values.to_vec());
-        self.op(OpType::Const, &[], &[name], Some(table))
-    }
-
-    fn floats(&mut self, name: &str, dims: &[i32], values: &[f32]) -> &mut Self {
-        let mut table = Table::new(TableKind::Blob);
-        table.set(blob::DIMS, dims.to_vec()).set(blob::FLOAT32S, values.to_vec());
-        self.op(OpType::Const, &[], &[name], Some(table))
-    }
-
-    fn binary(&mut self, code: BinaryOpOperation, a: &str, b: &str, out: &str) -> &mut Self {
-        let mut table = Table::new(TableKind::BinaryOp);
-        table.set(binary_op::OP_TYPE, code);
-        self.op(OpType::BinaryOp, &[a, b], &[out], Some(table))
-    }
-
-    fn unary(&mut self, code: UnaryOpOperation, x: &str, out: &str) -> &mut Self {
-        let mut table = Table::new(TableKind::UnaryOp);
-        table.set(unary_op::OP_TYPE, code);
-        self.op(OpType::UnaryOp, &[x], &[out], Some(table))
-    }
-
-    /// Closes the graph as a subgraph of `outer`.
-    fn into_subgraph(mut self, outer: &mut Builder, name: &str, inputs: &[&str], outputs: &[&str]) {
-        let mut table = Table::new(TableKind::SubGraphProto);
-        let inputs: Vec<i32> = inputs.iter().map(|name| self.id(name)).collect();
-        let outputs: Vec<i32> = outputs.iter().map(|name| self.id(name)).collect();
-        table.set(sub_graph_proto::NAME, name.to_owned());
-        table.set(sub_graph_proto::INPUTS, inputs).set(sub_graph_proto::OUTPUTS, outputs);
-        table.set(sub_graph_proto::TENSORS, self.names).set(sub_graph_proto::NODES, self.ops);
-        outer.subgraphs.push(table);
-    }
-
-    fn session(self, outputs: &[&str], options: SessionOptions) -> Result<Session, RuntimeError> {
-        let mut net = Table::new(TableKind::Net);
-        net.set(net::OPLISTS, self.ops).set(net::TENSOR_NAME, self.names);
-        net.set(net::OUTPUT_NAME, outputs.iter().map(|name| (*name).to_owned()).collect::<Vec<_>>());
-        if !self.subgraphs.is_empty() {
-            net.set(net::SUBGRAPHS, self.subgraphs);
-        }
-        Session::new(&Model::new(net).unwrap(), options)
-    }
-}
+use common::Builder;
 
 fn shape(dims: &[usize]) -> Shape {
     Shape::new(dims).unwrap()
@@ -316,4 +234,79 @@ fn an_input_may_be_an_output() {
     assert_eq!(outputs[0].data::<f32>(), [1.0, -2.0]);
     assert_eq!(outputs[1].data::<f32>(), [-1.0, 2.0]);
     assert_eq!(outputs[2], outputs[0]);
+}
+
+/// A list of names, as aliases are kept.
+fn list(names: &[&str]) -> Table {
+    let mut table = Table::new(TableKind::StringVec);
+    table.set(string_vec::DATA, names.iter().map(|name| (*name).to_owned()).collect::<Vec<_>>());
+    table
+}
+
+/// `while i < limit: x = 2 x; i = i + 1`, gives x and i.
+fn doubling(limit: i32) -> Session {
+    let mut b = Builder::default();
+    b.input("i", DataType::DT_INT32, &[1]).input("x", DataType::DT_FLOAT, &[-1]);
+    let mut condition = Builder::default();
+    condition.input("ci", DataType::DT_INT32, &[1]).ints("limit", &[1], &[limit]);
+    condition.binary(BinaryOpOperation::LESS, "ci", "limit", "more");
+    condition.into_subgraph(&mut b, "condition", &["ci"], &["more"]);
+    let mut body = Builder::default();
+    body.input("bi", DataType::DT_INT32, &[1]).input("bx", DataType::DT_FLOAT, &[-1]);
+    body.ints("one", &[1], &[1]).binary(BinaryOpOperation::ADD, "bi", "one", "i2");
+    body.binary(BinaryOpOperation::ADD, "bx", "bx", "x2");
+    body.into_subgraph(&mut b, "body", &["bi", "bx"], &["i2", "x2"]);
+    let mut main = Table::new(TableKind::WhileParam);
+    main.set(while_param::COND_GRAPH, "condition".to_owned());
+    main.set(while_param::BODY_GRAPH, "body".to_owned());
+    main.set(while_param::ALIASES_INPUTS, vec![list(&["ci", "bi"]), list(&["bx"])]);
+    main.set(while_param::ALIASES_OUTPUTS, vec!["x2".to_owned(), "bi".to_owned()]);
+    let updates = [["i2", "ci"], ["i2", "bi"], ["x2", "bx"]].map(|pair| list(&pair));
+    main.set(while_param::ALIASES_UPDATES, updates.to_vec());
+    b.op(OpType::While, &["i", "x"], &["last", "count"], Some(main));
+    b.unary(UnaryOpOperation::NEG, "last", "y");
+    b.session(&["y", "count"], SessionOptions::default()).unwrap()
+}
+
+#[test]
+fn loops_may_have_a_graph_for_their_condition() {
+    for (limit, start, trips) in [(5, 0, 5), (5, 3, 2), (40, 20, 20)] {
+        let session = doubling(limit);
+        for length in [1, 3] {
+            let values: Vec<f32> = (0..length).map(|n| n as f32 + 0.5).collect();
+            let x = floats(&[length], &values);
+            let outputs = run(&session, &[("i", &Tensor::vector(&[start])), ("x", &x)]);
+            let want: Vec<f32> = values.iter().map(|v| -v * 2.0_f32.powi(trips)).collect();
+            assert_eq!(outputs[0].data::<f32>(), want);
+            assert_eq!(outputs[1].data::<i32>(), [limit]);
+        }
+    }
+}
+
+#[test]
+fn branches_are_chosen_by_contents_and_may_differ_in_shape() {
+    let mut b = Builder::default();
+    b.input("which", DataType::DT_INT32, &[1]).input("x", DataType::DT_FLOAT, &[-1]);
+    let mut then = Builder::default();
+    then.input("tx", DataType::DT_FLOAT, &[-1]).unary(UnaryOpOperation::NEG, "tx", "ty");
+    then.into_subgraph(&mut b, "then", &["tx"], &["ty"]);
+    let mut other = Builder::default();
+    other.input("ex", DataType::DT_FLOAT, &[-1]);
+    let mut along = Table::new(TableKind::Axis);
+    along.set(axis::AXIS, 0);
+    other.op(OpType::Concat, &["ex", "ex"], &["ey"], Some(along));
+    other.into_subgraph(&mut b, "else", &["ex"], &["ey"]);
+    let mut main = Table::new(TableKind::IfParam);
+    main.set(if_param::THEN_GRAPH, "then".to_owned()).set(if_param::ELSE_GRAPH, "else".to_owned());
+    main.set(if_param::ALIASES_INPUTS, vec![list(&[]), list(&["tx", "ex"])]);
+    main.set(if_param::ALIASES_OUTPUTS, vec![list(&["ty", "ey"])]);
+    b.op(OpType::If, &["which", "x"], &["chosen"], Some(main));
+    b.unary(UnaryOpOperation::SQUARE, "chosen", "y");
+    let session = b.session(&["chosen", "y"], SessionOptions::default()).unwrap();
+    let x = floats(&[2], &[1.0, -3.0]);
+    for (which, want) in [(1, vec![-1.0, 3.0]), (0, vec![1.0, -3.0, 1.0, -3.0]), (7, vec![-1.0, 3.0])] {
+        let outputs = run(&session, &[("which", &Tensor::vector(&[which])), ("x", &x)]);
+        assert_eq!(outputs[0].data::<f32>(), want);
+        assert_eq!(outputs[1].data::<f32>(), want.iter().map(|v| v * v).collect::<Vec<_>>());
+    }
 }

@@ -104,6 +104,20 @@ pub fn conv_weights(conv: &Table) -> Result<ConvWeights> {
     }
 }
 
+/// How the quantized weights of a `Convolution2D` table are stored, without decoding dense ones.
+///
+/// # Errors
+/// Those of [`conv_weights`] that show without the codes; [`Problem::NoWeights`] if there is no `quanParameter`.
+pub fn describe_conv_weights(conv: &Table) -> Result<weight_blob::Description> {
+    if conv.get(convolution2d::EXTERNAL).is_some_and(|external| !external.is_empty()) {
+        return Err(FormatError::at("external", Problem::ExternalMissing { wanted: None }));
+    }
+    match conv.get(convolution2d::QUAN_PARAMETER) {
+        Some(quantized) => weight_blob::describe(quantized).map_err(|error| error.within("quanParameter")),
+        None => Err(FormatError::at("", Problem::NoWeights)),
+    }
+}
+
 fn idst_weights(quantized: &Table) -> Result<ConvWeights> {
     if quantized.has(idst_quan::INDEX) {
         return weight_blob::decode_sparse_float(quantized).map(ConvWeights::SparseFloat);

@@ -22,7 +22,7 @@ pub mod validate;
 pub mod weight_blob;
 pub mod writer;
 
-pub use conv_weights::{ConvWeights, conv_weights};
+pub use conv_weights::{ConvWeights, conv_weights, describe_conv_weights};
 pub use error::{FormatError, Problem, Result};
 pub use external::{SideFile, read_file};
 pub use model::{Model, Numbers, Table, Value};

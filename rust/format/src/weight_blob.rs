@@ -15,7 +15,7 @@
 mod decode;
 mod encode;
 
-pub use decode::{decode, decode_half, decode_sparse_float};
+pub use decode::{Description, decode, decode_half, decode_sparse_float, describe};
 pub use encode::{EncodeOptions, EncodedWeights, ScaleStorage, encode, half_bytes, half_table};
 
 /// The code that stands for zero in an asymmetric row: `round(-min / scale) - 2^(bits-1)`, rounding half away

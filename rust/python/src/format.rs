@@ -8,7 +8,7 @@ use mnnq_format::schema::{ENUMS, FieldType, TABLES, TableKind, UNION_MEMBERS};
 use mnnq_format::weight_blob::{EncodeOptions, ScaleStorage, encode, half_table};
 use mnnq_format::{
     ConvWeights, FormatError, Model, QuantizedWeights, ReadLimits, SideFile, WriteOptions, conv_weights,
-    read, to_bytes,
+    describe_conv_weights, read, to_bytes,
 };
 use numpy::{PyArray1, PyReadonlyArray1, PyReadonlyArrayDyn, PyUntypedArrayMethods};
 use pyo3::prelude::*;
@@ -29,6 +29,7 @@ pub(crate) fn add(module: &Bound<'_, PyModule>) -> PyResult<()> {
     module.add_function(wrap_pyfunction!(validate, module)?)?;
     module.add_function(wrap_pyfunction!(schema, module)?)?;
     module.add_function(wrap_pyfunction!(decode_weights, module)?)?;
+    module.add_function(wrap_pyfunction!(describe_weights, module)?)?;
     module.add_function(wrap_pyfunction!(encode_weights, module)?)?;
     module.add_function(wrap_pyfunction!(pack_half, module)?)
 }
@@ -321,6 +322,29 @@ fn decode_weights<'py>(py: Python<'py>, conv: &Bound<'py, PyAny>) -> PyResult<Bo
         _ => {}
     }
     Ok(out)
+}
+
+/// How the quantized weights of a ``Convolution2D`` table are stored; dense codes are not decoded.
+///
+/// Parameters
+/// ----------
+/// conv
+///     The table, as `read_model` returns it.
+///
+/// Returns
+/// -------
+/// tuple
+///     Bits, rows, weights per row, and whether rows have a minimum.
+///
+/// Raises
+/// ------
+/// FormatError
+///     If the payload is damaged as far as its header shows, absent, or in a side file that was not loaded.
+#[pyfunction]
+fn describe_weights(py: Python<'_>, conv: &Bound<'_, PyAny>) -> PyResult<(u8, usize, usize, bool)> {
+    let table = to_table(conv, TableKind::Convolution2D, "")?;
+    let found = describe_conv_weights(&table).map_err(|error| from_format(py, error, None))?;
+    Ok((found.bits, found.rows, found.row_len, found.asymmetric))
 }
 
 /// Encode quantized weights as an `IDSTQuan` table.

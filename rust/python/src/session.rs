@@ -130,6 +130,39 @@ impl NativeSession {
         self.session.output_names().to_vec()
     }
 
+    /// What running on inputs of these shapes takes: arena_bytes, multiply_adds, steps, outputs, complete.
+    #[pyo3(signature = (shapes = None))]
+    fn plan_info<'py>(
+        &self,
+        py: Python<'py>,
+        shapes: Option<Vec<(String, Vec<usize>)>>,
+    ) -> PyResult<Bound<'py, PyDict>> {
+        let shapes = shapes.unwrap_or_default();
+        let shapes: Vec<(&str, Shape)> = shapes
+            .iter()
+            .map(|(name, dims)| {
+                let shape = Shape::new(dims);
+                shape.map(|shape| (name.as_str(), shape)).map_err(|error| {
+                    raise(py, "InputError", &error.to_string(), &Place { file: None, key: Some(name) })
+                })
+            })
+            .collect::<PyResult<_>>()?;
+        let info = py.detach(|| self.session.plan_info(&shapes));
+        let info = info.map_err(|error| from_runtime(py, error, self.file.clone()))?;
+        let dict = PyDict::new(py);
+        dict.set_item("arena_bytes", info.arena_bytes)?;
+        dict.set_item("multiply_adds", info.multiply_adds)?;
+        dict.set_item("steps", info.steps)?;
+        dict.set_item("complete", info.complete)?;
+        let outputs: Vec<(String, Option<&str>, Option<Vec<usize>>)> = info
+            .outputs
+            .into_iter()
+            .map(|(name, desc)| (name, desc.map(|d| d.dtype.name()), desc.map(|d| d.shape.dims().to_vec())))
+            .collect();
+        dict.set_item("outputs", outputs)?;
+        Ok(dict)
+    }
+
     /// What the file keeps in `extraInfo.buffer`: a buffer whose root is a table `Extra`, or nothing.
     fn metadata<'py>(&self, py: Python<'py>) -> Bound<'py, PyBytes> {
         PyBytes::new(py, self.session.metadata())

@@ -370,8 +370,13 @@ def _pad_indices(b: Lowering, x: str, axis: int, pair: tuple[int, int], mode: st
     """The source index of every position of a padded axis."""
     size = dims.size_of(b, x, axis)
     if isinstance(size, int):
-        numpy_mode = {"reflect": "reflect", "edge": "edge", "wrap": "wrap"}[mode]
-        padded = np.pad(np.arange(size), pair, mode=numpy_mode)  # type: ignore[call-overload]
+        places = np.arange(size)
+        if mode == "reflect":
+            padded = np.pad(places, pair, mode="reflect")
+        elif mode == "edge":
+            padded = np.pad(places, pair, mode="edge")
+        else:
+            padded = np.pad(places, pair, mode="wrap")
         return dims.vector(b, [int(v) for v in padded], "pad_index")
     positions = dims.iota(b, -pair[0], dims.arithmetic(b, "ADD", size, pair[1]))
     if mode == "wrap":

@@ -203,6 +203,13 @@ impl Conv {
     }
 }
 
+/// Products of a convolution: every output pixel and channel has one per tap and input channel of its group.
+pub(super) fn conv_products(sliding: &Sliding, in_group: usize, outputs: usize) -> u64 {
+    [sliding.taps(), in_group, outputs]
+        .iter()
+        .fold(sliding.out_pixels() as u64, |product, &n| product.saturating_mul(n as u64))
+}
+
 /// Calls `work` with the weights as floats, without a copy where they lie as floats in the file.
 fn with_floats<R>(weights: &ConvWeights, work: impl FnOnce(&[f32]) -> R) -> R {
     match weights {
@@ -333,6 +340,15 @@ impl Kernel for FloatConv {
         }
     }
 
+    fn multiply_adds(&self) -> u64 {
+        let in_group = match &*self.packed {
+            Packed::Float(weights) => self.sliding.channels / weights.groups().max(1),
+            Packed::Depthwise(_) => 1,
+            _ => self.sliding.channels,
+        };
+        conv_products(&self.sliding, in_group, self.bias.len())
+    }
+
     fn run(&self, io: &mut StepIo<'_, '_>) -> OpResult<()> {
         let input = io.input(0).data::<f32>();
         let residual = self.residual.map(|(position, then)| Residual {
@@ -457,6 +473,10 @@ impl Kernel for DynamicConvKernel {
 
     fn scratch(&self) -> usize {
         self.threads * conv_scratch_len() * size_of::<f32>()
+    }
+
+    fn multiply_adds(&self) -> u64 {
+        conv_products(&self.sliding, self.dims[1], self.dims[0])
     }
 
     fn run(&self, io: &mut StepIo<'_, '_>) -> OpResult<()> {

@@ -43,6 +43,15 @@ pub(super) struct ConvCommon {
 impl ConvCommon {
     /// Reads and checks the common table of a `Convolution2D`.
     pub(super) fn parse(conv: &Table) -> OpResult<Self> {
+        let common = Self::windows_only(conv)?;
+        if common.out_channels == 0 {
+            return Err(OpError::attribute("outputCount", 0, "1 or more"));
+        }
+        Ok(common)
+    }
+
+    /// [`parse`](Self::parse) for operators that have windows but no output channels.
+    pub(super) fn windows_only(conv: &Table) -> OpResult<Self> {
         use convolution2d_common as f;
         let table = conv
             .get(convolution2d::COMMON)
@@ -77,7 +86,10 @@ impl ConvCommon {
             dilation: [positive(f::DILATE_Y, "dilateY")?, positive(f::DILATE_X, "dilateX")?],
             padding,
             group: positive(f::GROUP, "group").unwrap_or(1),
-            out_channels: positive(f::OUTPUT_COUNT, "outputCount")?,
+            out_channels: match table.get(f::OUTPUT_COUNT) {
+                0 => 0,
+                _ => positive(f::OUTPUT_COUNT, "outputCount")?,
+            },
             in_channels: usize::try_from(table.get(f::INPUT_COUNT)).unwrap_or(0),
             activation,
             out_pads: [out_pad(0), out_pad(1)],

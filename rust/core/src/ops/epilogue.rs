@@ -106,6 +106,13 @@ impl Epilogue {
         self.steps.is_empty() && self.codes.is_empty()
     }
 
+    /// Inputs of the step that the steps read.
+    #[must_use]
+    pub fn inputs(&self) -> usize {
+        let reads = |step: &&EpilogueStep| !matches!(step, EpilogueStep::Activation(_));
+        self.steps.iter().filter(reads).count()
+    }
+
     /// The epilogue with the tensors of a running step.
     #[must_use]
     pub fn bind<'a, 'b>(&'a self, inputs: &'a [Option<TensorView<'b>>]) -> BoundEpilogue<'a, 'b> {

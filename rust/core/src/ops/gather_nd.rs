@@ -201,19 +201,41 @@ impl Tuples {
     }
 }
 
-/// `GatherND(data, indices)`: the slices `data[indices[i.., :]]`. Negative indices count from the end.
-pub(super) struct GatherNd;
+/// `GatherND(data, indices)`: the slices `data[indices[i.., :]]`. Negative indices count from the end. With `axis = b`
+/// the first `b` axes are batch axes; files then hold tuples of one index, which counts over the batch axes and the
+/// following one together.
+pub(super) struct GatherNd {
+    batch: usize,
+}
 
 impl GatherNd {
     pub(super) fn new(source: &OpSource<'_>) -> OpResult<Self> {
         source.expect_outputs(1)?;
-        if let Some(table) = source.main.filter(|table| table.kind() == TableKind::Axis) {
-            let batch = table.get(axis_param::AXIS);
-            if batch != 0 {
-                return Err(OpError::attribute("axis", batch, "0 (no batch axes)"));
-            }
+        let batch = match source.main.filter(|table| table.kind() == TableKind::Axis) {
+            Some(table) => table.get(axis_param::AXIS),
+            None => 0,
+        };
+        let count = usize::try_from(batch).ok().filter(|&batch| batch < MAX_RANK);
+        Ok(Self { batch: count.ok_or_else(|| OpError::attribute("axis", batch, "0 or more"))? })
+    }
+
+    /// The tuples, and the axes of the data that a tuple stands for.
+    fn tuples(&self, data: &Shape, indices: &Shape) -> OpResult<(Tuples, usize)> {
+        if self.batch == 0 {
+            let tuples = Tuples::new(data, indices, 1)?;
+            let depth = tuples.depth();
+            return Ok((tuples, depth));
         }
-        Ok(Self)
+        let axes = self.batch + 1;
+        if axes > data.rank() {
+            return Err(OpError::shape(0, *data, format!("at least {axes} axes")));
+        }
+        if indices.last() != Some(&1) {
+            return Err(OpError::shape(1, *indices, "[.., 1], as there are batch axes"));
+        }
+        let mut dims = vec![data.span(0..axes)];
+        dims.extend(&data.dims()[axes..]);
+        Ok((Tuples::new(&Shape::new(&dims)?, indices, 1)?, axes))
     }
 }
 
@@ -221,15 +243,15 @@ impl Operator for GatherNd {
     fn infer(&self, inputs: &Facts<'_>) -> InferResult {
         let data = inputs.desc(0)?;
         let indices = inputs.typed(1, DType::I32)?;
-        let tuples = Tuples::new(&data.shape, &indices.shape, 1)?;
+        let (_, axes) = self.tuples(&data.shape, &indices.shape)?;
         let mut dims = indices.shape.dims()[..indices.shape.rank() - 1].to_vec();
-        dims.extend(&data.shape.dims()[tuples.depth()..]);
+        dims.extend(&data.shape.dims()[axes..]);
         Ok(vec![TensorDesc::new(data.dtype, Shape::new(&dims)?)])
     }
 
     fn prepare(&self, context: &PrepareContext<'_>) -> OpResult<Box<dyn Kernel>> {
         let data = context.inputs.desc(0)?;
-        let tuples = Tuples::new(&data.shape, &context.inputs.shape(1)?, 1)?;
+        let (tuples, _) = self.tuples(&data.shape, &context.inputs.shape(1)?)?;
         Ok(Box::new(GatherNdKernel { row: tuples.slice * data.dtype.size(), tuples }))
     }
 }

@@ -10,9 +10,10 @@ use super::registry::OpSource;
 use super::support::for_each_outer;
 use crate::tensor::{DType, TensorDesc};
 
-/// `LRN`: `x / (bias + alpha / size * sum)^beta`, the sum over the squares of the `size` channels around each one,
-/// as far as there are such channels.
+/// `LRN`: `x / (bias + alpha / n * sum)^beta`, the sum over squares around each value as far as there are such: of the
+/// `n = size` channels around it, or, within a channel (`regionType` 1), of the `n = size^2` pixels around it.
 pub(super) struct Lrn {
+    within: bool,
     size: usize,
     alpha: f32,
     beta: f32,
@@ -24,12 +25,17 @@ impl Lrn {
         source.expect_outputs(1)?;
         let table = source.param(TableKind::LRN)?;
         let region = table.get(lrn::REGION_TYPE);
-        if region != 0 {
-            return Err(OpError::attribute("regionType", region, "0 (across channels)"));
+        if !(0..=1).contains(&region) {
+            return Err(OpError::attribute(
+                "regionType",
+                region,
+                "0 (across channels) or 1 (within a channel)",
+            ));
         }
         let got = table.get(lrn::LOCAL_SIZE);
         let size = usize::try_from(got).ok().filter(|&size| size > 0);
         Ok(Self {
+            within: region == 1,
             size: size.ok_or_else(|| OpError::attribute("localSize", got, "1 or more"))?,
             alpha: table.get(lrn::ALPHA),
             beta: table.get(lrn::BETA),
@@ -44,16 +50,26 @@ impl Operator for Lrn {
         if desc.shape.rank() < 2 {
             return Err(OpError::shape(0, desc.shape, "[N, C, spatial...]").into());
         }
+        if self.within && desc.shape.rank() != 4 {
+            return Err(OpError::shape(0, desc.shape, "[N, C, H, W]").into());
+        }
         Ok(vec![TensorDesc::new(DType::F32, desc.shape)])
     }
 
     fn prepare(&self, context: &PrepareContext<'_>) -> OpResult<Box<dyn Kernel>> {
         let shape = context.inputs.shape(0)?;
+        let (before, after) = ((self.size - 1) / 2, self.size / 2);
+        if self.within {
+            let scale = self.alpha / (self.size as f32 * self.size as f32);
+            let size = [shape[2], shape[3]];
+            let (beta, bias) = (self.beta, self.bias);
+            return Ok(Box::new(WithinKernel { size, reach: [before, after], scale, beta, bias }));
+        }
         Ok(Box::new(LrnKernel {
             channels: shape[1],
             plane: shape.span(2..shape.rank()),
-            before: (self.size - 1) / 2,
-            after: self.size / 2,
+            before,
+            after,
             scale: self.alpha / self.size as f32,
             beta: self.beta,
             bias: self.bias,
@@ -91,6 +107,40 @@ impl Kernel for LrnKernel {
             }
             for (y, v) in out.iter_mut().zip(&x[at * plane..][..plane]) {
                 *y = v / (self.bias + self.scale * *y).powf(self.beta);
+            }
+        });
+        Ok(())
+    }
+}
+
+/// The sum over a square of pixels of each plane.
+struct WithinKernel {
+    size: [usize; 2],
+    /// Pixels before and behind.
+    reach: [usize; 2],
+    scale: f32,
+    beta: f32,
+    bias: f32,
+}
+
+impl Kernel for WithinKernel {
+    fn label(&self) -> Cow<'static, str> {
+        "local response normalization within channels f32".into()
+    }
+
+    fn run(&self, io: &mut StepIo<'_, '_>) -> OpResult<()> {
+        let x = io.input(0).data::<f32>();
+        let [height, width] = self.size;
+        let around = |at: usize, length: usize| {
+            at.saturating_sub(self.reach[0])..at.saturating_add(self.reach[1] + 1).min(length)
+        };
+        for_each_outer(io.parallel, io.outputs[0].data::<f32>(), height * width, |plane, out| {
+            let x = &x[plane * height * width..][..height * width];
+            for (at, y) in out.iter_mut().enumerate() {
+                let columns = around(at % width, width);
+                let rows = around(at / width, height).map(|row| &x[row * width..][columns.clone()]);
+                let sum: f32 = rows.flatten().map(|v| v * v).sum();
+                *y = x[at] / (self.bias + self.scale * sum).powf(self.beta);
             }
         });
         Ok(())

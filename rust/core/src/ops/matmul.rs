@@ -5,7 +5,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use mnnq_format::schema::{TableKind, mat_mul};
 use mnnq_kernels::elementwise::Unary;
-use mnnq_kernels::gemm_f32::{PackedB, gemm_f32, scratch_len};
+use mnnq_kernels::gemm_f32::{PackedB, PackedView, gemm_view_f32, scratch_len};
 use mnnq_kernels::gemm_half::{PackedHalf, gemm_half, scratch_len as half_scratch_len};
 use mnnq_kernels::parallel::Serial;
 use mnnq_kernels::{Epilogue as KernelEpilogue, Residual};
@@ -35,6 +35,21 @@ pub(super) struct MatMul {
 enum Matrix {
     Float(PackedB),
     Half(PackedHalf),
+}
+
+/// The same, borrowed: from the constants, or packed for this run.
+enum Operand<'a> {
+    Float(PackedView<'a>),
+    Half(&'a PackedHalf),
+}
+
+impl Matrix {
+    fn operand(&self) -> Operand<'_> {
+        match self {
+            Self::Float(matrix) => Operand::Float(matrix.view()),
+            Self::Half(matrix) => Operand::Half(matrix),
+        }
+    }
 }
 
 impl MatMul {
@@ -203,10 +218,22 @@ struct MatMulKernel {
 }
 
 impl MatMulKernel {
-    /// Floats of scratch of one thread: the kernel's, and a transposed copy of a matrix of a.
-    fn thread_floats(&self) -> usize {
+    /// Floats of scratch of one thread: a transposed copy of a matrix of a, a packed matrix of b, and the kernel's.
+    fn thread_floats(&self) -> [usize; 3] {
         let copy = if self.transpose_a { self.dims.m * self.dims.k } else { 0 };
-        if self.half { half_scratch_len() + copy } else { scratch_len() + copy }
+        let fresh = PackedView::len(&kernels().gemm_f32, self.dims.k, self.dims.n);
+        // Each part starts at a cache line.
+        [
+            copy.next_multiple_of(16),
+            if self.packed.is_some() { 0 } else { fresh.next_multiple_of(16) },
+            if self.half { half_scratch_len() } else { scratch_len() },
+        ]
+    }
+
+    /// Scratch of all threads: as many products as threads may run at once, or one with all threads on it.
+    fn floats(&self) -> usize {
+        let [copy, fresh, kernel] = self.thread_floats();
+        self.threads * (copy + fresh + kernel)
     }
 }
 
@@ -222,7 +249,12 @@ impl Kernel for MatMulKernel {
     }
 
     fn scratch(&self) -> usize {
-        self.threads * self.thread_floats() * size_of::<f32>()
+        self.floats() * size_of::<f32>()
+    }
+
+    fn multiply_adds(&self) -> u64 {
+        let Dims { m, k, n, .. } = self.dims;
+        [m, k, n].iter().fold(self.order_a.len() as u64, |product, &n| product.saturating_mul(n as u64))
     }
 
     fn run(&self, io: &mut StepIo<'_, '_>) -> OpResult<()> {
@@ -237,20 +269,26 @@ impl Kernel for MatMulKernel {
         if size == 0 || products == 0 {
             return Ok(());
         }
+        let (float, half) = (&kernels().gemm_f32, &kernels().gemm_half);
         let failed: Mutex<Option<OpError>> = Mutex::new(None);
         let product = |index: usize, out: &mut [f32], scratch: &mut [f32], wide: bool| -> OpResult<()> {
             let a = &a[self.order_a[index] * m * k..][..m * k];
-            let fresh;
+            let [copy, fresh, _] = self.thread_floats();
+            let (copy, scratch) = scratch.split_at_mut(copy);
+            let (fresh, scratch) = scratch.split_at_mut(fresh);
             let matrix = match &self.packed {
-                Some(packed) => &packed[self.order_b[index]],
+                Some(packed) => packed[self.order_b[index]].operand(),
                 None => {
                     let b = &b[self.order_b[index] * k * n..][..k * n];
-                    fresh = pack_matrix(b, &self.dims, self.transpose_b, false)?;
-                    &fresh
+                    Operand::Float(if self.transpose_b {
+                        PackedView::from_columns(float, b, [k, n], k, fresh)?
+                    } else {
+                        PackedView::from_rows(float, b, [k, n], n, fresh)?
+                    })
                 }
             };
-            let (copy, scratch) = scratch.split_at_mut(if self.transpose_a { m * k } else { 0 });
             let a = if self.transpose_a {
+                let copy = &mut copy[..m * k];
                 mnnq_kernels::transpose::transpose(1, k, m, a, copy)?;
                 &*copy
             } else {
@@ -264,18 +302,14 @@ impl Kernel for MatMulKernel {
             let epilogue = KernelEpilogue { scale: None, bias, activation: self.activation, residual };
             let executor: &dyn mnnq_kernels::parallel::Executor = if wide { io.parallel } else { &Serial };
             match matrix {
-                Matrix::Float(b) => {
-                    gemm_f32(&kernels().gemm_f32, m, a, k, b, &epilogue, out, n, scratch, executor)?;
-                }
-                Matrix::Half(b) => {
-                    gemm_half(&kernels().gemm_half, m, a, k, b, &epilogue, out, n, scratch, executor)?;
-                }
+                Operand::Float(b) => gemm_view_f32(float, m, a, k, b, &epilogue, out, n, scratch, executor)?,
+                Operand::Half(b) => gemm_half(half, m, a, k, b, &epilogue, out, n, scratch, executor)?,
             }
             Ok(())
         };
         // Many small products: one per thread. Few: all threads on each.
         if products >= 2 * io.parallel.threads() {
-            let len = self.thread_floats();
+            let len = self.thread_floats().iter().sum();
             io.parallel.for_each_chunk_with(out, size, scratch, len, |index, out, scratch| {
                 if let Err(error) = product(index, out, scratch, false) {
                     *failed.lock().unwrap_or_else(PoisonError::into_inner) = Some(error);

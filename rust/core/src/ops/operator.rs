@@ -244,6 +244,11 @@ pub trait Kernel: Send + Sync {
         0
     }
 
+    /// Products that are summed in one run, by convolutions, matrix products and the like; 0 for everything else.
+    fn multiply_adds(&self) -> u64 {
+        0
+    }
+
     /// Computes the outputs.
     ///
     /// # Errors

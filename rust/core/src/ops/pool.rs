@@ -85,14 +85,15 @@ pub(super) fn windowed(source: &OpSource<'_>) -> OpResult<Pool> {
     })
 }
 
-/// `Pooling3D`: global pooling of any rank; windows over three spatial axes are not supported.
+/// `Pooling3D`: global pooling of any rank, or windows over three spatial axes.
 pub(super) fn create_3d(source: &OpSource<'_>, _: &mut dyn Subgraphs) -> OpResult<Arc<dyn Operator>> {
     source.expect_outputs(1)?;
     let table = source.param(TableKind::Pool3D)?;
+    let max = kind_of(table.get(pool3d::TYPE))?;
     if !table.get(pool3d::IS_GLOBAL) {
-        return Err(OpError::unsupported("pooling with windows over three axes"));
+        return Ok(Arc::new(super::volume::Pool3d::new(table, max)?));
     }
-    Ok(global(kind_of(table.get(pool3d::TYPE))?))
+    Ok(global(max))
 }
 
 fn kind_of(kind: PoolType) -> OpResult<bool> {

@@ -160,7 +160,7 @@ impl Kernel for GridKernel {
 }
 
 /// `ROIAlign(x, rois[, images])`: each region `x1, y1, x2, y2` (times `spatialScale`) of an image is cut into
-/// `pooledHeight x pooledWidth` cells, and a cell becomes the mean of bilinear samples on a regular grid in it:
+/// `pooledHeight x pooledWidth` cells, and a cell becomes the mean (or maximum) of bilinear samples on a regular grid in it:
 /// `samplingRatio` per axis, or as many as the cell has pixels if that is not positive. `aligned` moves regions by
 /// half a pixel; otherwise they are at least one pixel large. Without input 2, the number of the image is the first of
 /// five values of a region.
@@ -170,6 +170,7 @@ pub(super) struct RoiAlign {
     scale: f32,
     ratio: usize,
     aligned: bool,
+    max: bool,
 }
 
 impl RoiAlign {
@@ -180,8 +181,8 @@ impl RoiAlign {
             return Err(OpError::attribute("outputGrad", true, "false"));
         }
         let kind = table.get(roi_parameters::POOL_TYPE);
-        if kind != PoolType::AVEPOOL {
-            return Err(OpError::attribute("poolType", kind, "AVEPOOL"));
+        if ![PoolType::AVEPOOL, PoolType::MAXPOOL].contains(&kind) {
+            return Err(OpError::attribute("poolType", kind, "AVEPOOL or MAXPOOL"));
         }
         let size = |field, key| {
             let got: i32 = table.get(field);
@@ -198,6 +199,7 @@ impl RoiAlign {
             scale: table.get(roi_parameters::SPATIAL_SCALE),
             ratio: usize::try_from(got).unwrap_or(0),
             aligned: table.get(roi_parameters::ALIGNED),
+            max: kind == PoolType::MAXPOOL,
         })
     }
 }
@@ -235,6 +237,7 @@ impl Operator for RoiAlign {
             scale: self.scale,
             ratio: self.ratio,
             aligned: self.aligned,
+            max: self.max,
             images,
             channels,
             size: [height, width],
@@ -247,6 +250,7 @@ struct RoiKernel {
     scale: f32,
     ratio: usize,
     aligned: bool,
+    max: bool,
     images: usize,
     channels: usize,
     size: [usize; 2],
@@ -271,15 +275,21 @@ impl RoiKernel {
         let count = (rows * columns).max(1) as f32;
         for (at, y) in out.iter_mut().enumerate() {
             let (cell_y, cell_x) = ((at / self.cells[1]) as f32, (at % self.cells[1]) as f32);
-            let mut sum = 0.0;
+            let (mut sum, mut most) = (0.0, f32::NEG_INFINITY);
             for r in 0..rows {
                 let v = top + cell_height * (cell_y + (r as f32 + 0.5) / rows as f32);
                 for c in 0..columns {
                     let u = left + cell_width * (cell_x + (c as f32 + 0.5) / columns as f32);
-                    sum += self.bilinear(image, v, u);
+                    let sample = self.bilinear(image, v, u);
+                    sum += sample;
+                    most = most.max(sample);
                 }
             }
-            *y = sum / count;
+            *y = match self.max {
+                false => sum / count,
+                true if rows * columns == 0 => 0.0,
+                true => most,
+            };
         }
     }
 

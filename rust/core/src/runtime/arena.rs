@@ -34,6 +34,11 @@ impl Arena {
         Self { words, start, lines }
     }
 
+    /// No memory, without an allocation.
+    pub(crate) const fn empty() -> Self {
+        Self { words: Vec::new(), start: 0, lines: 0 }
+    }
+
     /// The lines.
     pub(crate) fn lines(&self) -> &[Line] {
         bytemuck::cast_slice(&self.words[self.start..self.start + self.lines * LINE_WORDS])

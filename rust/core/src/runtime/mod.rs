@@ -18,5 +18,5 @@ pub use error::RuntimeError;
 pub use executor::Executor;
 pub use parallel::Parallel;
 pub use plan::Observer;
-pub use profile::StepProfile;
+pub use profile::{PlanInfo, StepProfile};
 pub use session::{Session, TensorInfo};

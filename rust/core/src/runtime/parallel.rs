@@ -102,10 +102,21 @@ impl mnnq_kernels::parallel::Executor for Parallel {
         self.threads
     }
 
+    /// Threads that are late find their call taken back and done by the caller, so that nobody waits for a thread to
+    /// wake up; and nothing is allocated.
     fn run(&self, body: &(dyn Fn() + Sync)) {
         match &self.pool {
-            Some(pool) => drop(pool.broadcast(|_| body())),
+            Some(pool) => pool.install(|| spread(self.threads, body)),
             None => body(),
         }
     }
+}
+
+/// Offers `count` calls of `body` to the threads of the current pool.
+fn spread(count: usize, body: &(dyn Fn() + Sync)) {
+    if count <= 1 {
+        return body();
+    }
+    let others = count / 2;
+    rayon::join(|| spread(count - others, body), || spread(others, body));
 }

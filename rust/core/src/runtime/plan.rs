@@ -174,7 +174,7 @@ pub(crate) struct Frame {
 impl Drop for Frame {
     /// Gives the memory back to the segment for the next run.
     fn drop(&mut self) {
-        let arena = std::mem::replace(&mut self.arena, Arena::new(0));
+        let arena = std::mem::replace(&mut self.arena, Arena::empty());
         let mut arenas = self.segment.arenas.lock().unwrap_or_else(PoisonError::into_inner);
         if arenas.len() < Segment::SPARE_ARENAS {
             arenas.push(arena);

@@ -23,6 +23,21 @@ pub struct StepProfile {
     pub time: Duration,
 }
 
+/// What running a model on inputs of some shapes takes.
+#[derive(Debug, Clone)]
+pub struct PlanInfo {
+    /// Bytes of all intermediate tensors and scratch memory together, as the plan lays them out.
+    pub arena_bytes: usize,
+    /// Products that convolutions, matrix products and the like sum.
+    pub multiply_adds: u64,
+    /// Steps.
+    pub steps: usize,
+    /// The outputs: name and description, `None` where only running tells.
+    pub outputs: Vec<(String, Option<TensorDesc>)>,
+    /// Whether this is all. Otherwise further steps depend on contents that only running gives.
+    pub complete: bool,
+}
+
 impl StepProfile {
     pub(crate) fn of(step: &Step) -> Self {
         Self {

@@ -7,13 +7,13 @@ use mnnq_format::schema::{extra_info, net};
 use mnnq_format::{Model, ReadLimits, SideFile, read, read_file};
 use smallvec::SmallVec;
 
-use super::arena::require_memory;
+use super::arena::{LINE_BYTES, require_memory};
 use super::config::SessionOptions;
 use super::error::RuntimeError;
 use super::executor::{Executor, Request};
 use super::parallel::Parallel;
 use super::plan::Observer;
-use super::profile::StepProfile;
+use super::profile::{PlanInfo, StepProfile};
 use crate::graph::{GraphInput, ValueId, build};
 use crate::tensor::{DType, Shape, Tensor, TensorDesc, TensorView};
 
@@ -175,6 +175,53 @@ impl Session {
             }
         }
         found
+    }
+
+    /// What running on inputs of these shapes takes, found by planning. Inputs are given by name; lengths of the others
+    /// are those of the file, 1 where they vary.
+    ///
+    /// # Errors
+    /// [`RuntimeError::UnknownInput`], [`InputShape`](RuntimeError::InputShape); [`RuntimeError::Op`] if an operator
+    /// cannot take the shapes.
+    pub fn plan_info(&self, shapes: &[(&str, Shape)]) -> Result<PlanInfo, RuntimeError> {
+        let graph = self.executor.graph();
+        let given = |name: &str| shapes.iter().find(|(given, _)| *given == name).map(|(_, shape)| *shape);
+        if let Some((name, _)) =
+            shapes.iter().find(|(name, _)| !graph.inputs.iter().any(|input| input.name == *name))
+        {
+            let known = graph.inputs.iter().map(|input| input.name.clone()).collect();
+            return Err(RuntimeError::UnknownInput { name: (*name).to_owned(), known });
+        }
+        let mut descs = Vec::with_capacity(graph.inputs.len());
+        for input in &graph.inputs {
+            let dims = input.dims.as_deref().unwrap_or_default();
+            let default =
+                || Shape::new(&dims.iter().map(|&d| usize::try_from(d).unwrap_or(1)).collect::<Vec<_>>());
+            let shape = match given(&input.name) {
+                Some(shape) => shape,
+                None => default().map_err(|error| RuntimeError::Graph {
+                    place: format!("input {:?}", input.name),
+                    problem: error.to_string(),
+                })?,
+            };
+            let desc = TensorDesc::new(input.dtype, shape);
+            check_feed(input, desc)?;
+            descs.push(desc);
+        }
+        let request =
+            Request { inputs: &descs, known: &[], outputs: &graph.outputs, observe: false, watch: &[] };
+        let plan = self.executor.plan_once(&request)?;
+        let mut outputs: Vec<_> = self.outputs.iter().map(|name| (name.clone(), None)).collect();
+        for (position, located) in &plan.results {
+            outputs[*position].1 = Some(located.desc);
+        }
+        Ok(PlanInfo {
+            arena_bytes: plan.lines * LINE_BYTES,
+            multiply_adds: plan.steps.iter().map(|step| step.kernel.multiply_adds()).sum(),
+            steps: plan.steps.len(),
+            outputs,
+            complete: plan.next.is_none(),
+        })
     }
 
     /// Runs the model.

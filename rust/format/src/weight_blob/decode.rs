@@ -36,6 +36,56 @@ pub fn decode(quantized: &Table) -> Result<QuantizedWeights> {
     with_scales(quantized, codes, &alpha)
 }
 
+/// How weights are quantized, without the weights.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Description {
+    /// Bits of a code, 2 to 8.
+    pub bits: u8,
+    /// Rows: scales.
+    pub rows: usize,
+    /// Weights of a row.
+    pub row_len: usize,
+    /// Whether rows have a minimum.
+    pub asymmetric: bool,
+}
+
+/// What [`decode`] would give, from the header of the payload: of storage type 1 the codes are not looked at.
+///
+/// # Errors
+/// Those of [`decode`], as far as they show without the codes.
+pub fn describe(quantized: &Table) -> Result<Description> {
+    if quantized.get(idst_quan::TYPE) != 1 {
+        let weights = decode(quantized)?;
+        let (bits, rows, row_len) = (weights.bits(), weights.rows(), weights.row_len());
+        return Ok(Description { bits, rows, row_len, asymmetric: weights.min().is_some() });
+    }
+    let buffer = bytes_of(quantized.get(idst_quan::BUFFER));
+    let (table, count, _) = dense_parts(&buffer, quantized.get(idst_quan::SHAPE_INT32))
+        .map_err(|problem| FormatError::at("buffer", problem))?;
+    let asymmetric = quantized.get(idst_quan::READ_TYPE) != 0;
+    let half_scales = quantized.get(idst_quan::SCALE_STORAGE) == ScaleStorageType::FP16;
+    let scales = if half_scales {
+        quantized.get(idst_quan::ALPHA_FP16).map_or(0, Numbers::len)
+    } else {
+        quantized.get(idst_quan::ALPHA).map_or(0, Numbers::len)
+    };
+    let wrong = || FormatError::at("alpha", Problem::RowCount { scales, weights: count });
+    let rows = match asymmetric {
+        true if scales.is_multiple_of(2) => scales / 2,
+        true => return Err(wrong()),
+        false => scales,
+    };
+    if count > 0 && count.checked_rem(rows) != Some(0) {
+        return Err(wrong());
+    }
+    Ok(Description {
+        bits: width(table.values),
+        rows,
+        row_len: count.checked_div(rows).unwrap_or(0),
+        asymmetric,
+    })
+}
+
 /// Codes and the narrowest width (2 to 8 bits) that holds them all.
 struct Codes {
     bits: u8,
@@ -253,14 +303,20 @@ fn width(values: impl IntoIterator<Item = i8>) -> u8 {
     (2..8).find(|&bits| largest < half(bits)).unwrap_or(8)
 }
 
-fn decode_dense(payload: &[u8], wide: bool) -> Result<Codes, Problem> {
+/// The value table, the number of codes, and the packed codes.
+fn dense_parts(payload: &[u8], wide: bool) -> Result<(ValueTable, usize, &[u8]), Problem> {
     let mut cursor = Cursor::new(payload);
     let (_, product) = cursor.dims(wide)?;
     let table = cursor.table()?;
     let count = usize::try_from(product).ok();
     let size = count.and_then(|count| packed_len(count, table.bits()));
     let packed = cursor.take("the codes", size)?;
-    let codes = table.codes(packed, count.unwrap_or(0))?;
+    Ok((table, count.unwrap_or(0), packed))
+}
+
+fn decode_dense(payload: &[u8], wide: bool) -> Result<Codes, Problem> {
+    let (table, count, packed) = dense_parts(payload, wide)?;
+    let codes = table.codes(packed, count)?;
     Ok(Codes { bits: width(table.values), codes })
 }
 

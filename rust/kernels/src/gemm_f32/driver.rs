@@ -4,7 +4,7 @@ use std::ops::Range;
 
 use super::kernels::GemmF32;
 use super::micro::{A_STRIDE, K_BLOCK, TileArgs, TileEpilogue};
-use super::pack::{MatrixRows, PackedB, RowSource};
+use super::pack::{MatrixRows, PackedB, PackedView, RowSource};
 use crate::elementwise::Unary;
 use crate::epilogue::{Epilogue, finish_block, is_deferred, strided_len};
 use crate::error::KernelError;
@@ -44,11 +44,31 @@ pub fn gemm_f32(
     scratch: &mut [f32],
     executor: &dyn Executor,
 ) -> Result<(), KernelError> {
+    gemm_view_f32(kernel, m, a, a_stride, b.view(), epilogue, out, out_stride, scratch, executor)
+}
+
+/// [`gemm_f32`] with a matrix that was packed into borrowed memory.
+///
+/// # Errors
+/// Those of [`gemm_f32`].
+#[allow(clippy::too_many_arguments, reason = "two matrices with strides, and what is done with them")]
+pub fn gemm_view_f32(
+    kernel: &GemmF32,
+    m: usize,
+    a: &[f32],
+    a_stride: usize,
+    b: PackedView<'_>,
+    epilogue: &Epilogue<'_>,
+    out: &mut [f32],
+    out_stride: usize,
+    scratch: &mut [f32],
+    executor: &dyn Executor,
+) -> Result<(), KernelError> {
     KernelError::check_least(FAMILY, "row stride of A", a_stride, b.k())?;
     KernelError::check_least(FAMILY, "length of A", a.len(), strided_len(FAMILY, m, b.k(), a_stride)?)?;
     let rows = MatrixRows { data: a, row_stride: a_stride };
     let output = Output::new(FAMILY, out, m, b.n(), out_stride)?;
-    product(kernel, &rows, b, epilogue, output, scratch, executor)
+    product_view(kernel, &rows, b, epilogue, output, scratch, executor)
 }
 
 /// The matrix that a product writes.
@@ -122,6 +142,18 @@ pub(crate) fn product<R: RowSource>(
     scratch: &mut [f32],
     executor: &dyn Executor,
 ) -> Result<(), KernelError> {
+    product_view(kernel, rows, b.view(), epilogue, output, scratch, executor)
+}
+
+fn product_view<R: RowSource>(
+    kernel: &GemmF32,
+    rows: &R,
+    b: PackedView<'_>,
+    epilogue: &Epilogue<'_>,
+    output: Output<'_>,
+    scratch: &mut [f32],
+    executor: &dyn Executor,
+) -> Result<(), KernelError> {
     b.check_kernel(kernel)?;
     epilogue.check(FAMILY, output.rows, b.n())?;
     KernelError::check_least(FAMILY, "scratch length", scratch.len(), scratch_len())?;
@@ -144,7 +176,7 @@ pub(crate) fn product<R: RowSource>(
 struct Job<'a, R> {
     kernel: &'a GemmF32,
     rows: &'a R,
-    b: &'a PackedB,
+    b: PackedView<'a>,
     epilogue: &'a Epilogue<'a>,
     out_stride: usize,
 }

@@ -23,8 +23,8 @@ mod tests;
 #[cfg(doc)]
 use crate::epilogue::Epilogue;
 pub(crate) use driver::{Output, product, tile_epilogue};
-pub use driver::{gemm_f32, scratch_len};
+pub use driver::{gemm_f32, gemm_view_f32, scratch_len};
 pub use kernels::GemmF32;
-pub use pack::PackedB;
 pub(crate) use pack::{MatrixRows, RowSource, ScaledRows, copy_run};
+pub use pack::{PackedB, PackedView};
 pub use reference::gemm_f32_reference;

@@ -34,16 +34,8 @@ impl PackedB {
         n: usize,
         row_stride: usize,
     ) -> Result<Self, KernelError> {
-        KernelError::check_least(FAMILY, "row stride of B", row_stride, n)?;
-        let needed = crate::epilogue::strided_len(FAMILY, k, n, row_stride)?;
-        KernelError::check_least(FAMILY, "length of B", b.len(), needed)?;
         let mut packed = Self::zeros(kernel, k, n);
-        packed.for_each_panel(|first, columns, nr, panel| {
-            for (p, line) in panel.chunks_exact_mut(nr).enumerate() {
-                let from = p * row_stride + first;
-                line[..columns].copy_from_slice(&b[from..from + columns]);
-            }
-        });
+        PackedView::from_rows(kernel, b, [k, n], row_stride, packed.data.as_mut_slice())?;
         Ok(packed)
     }
 
@@ -59,35 +51,20 @@ impl PackedB {
         n: usize,
         row_stride: usize,
     ) -> Result<Self, KernelError> {
-        KernelError::check_least(FAMILY, "row stride of B", row_stride, k)?;
-        let needed = crate::epilogue::strided_len(FAMILY, n, k, row_stride)?;
-        KernelError::check_least(FAMILY, "length of B", bt.len(), needed)?;
         let mut packed = Self::zeros(kernel, k, n);
-        packed.for_each_panel(|first, columns, nr, panel| {
-            for j in 0..columns {
-                let column = &bt[(first + j) * row_stride..][..k];
-                for (p, &x) in column.iter().enumerate() {
-                    panel[p * nr + j] = x;
-                }
-            }
-        });
+        PackedView::from_columns(kernel, bt, [k, n], row_stride, packed.data.as_mut_slice())?;
         Ok(packed)
     }
 
     fn zeros(kernel: &GemmF32, k: usize, n: usize) -> Self {
-        let nr = kernel.nr();
-        Self { data: AlignedVec::zeros(n.div_ceil(nr) * nr * k), k, n, nr, kernel: kernel.name() }
+        let data = AlignedVec::zeros(PackedView::len(kernel, k, n));
+        Self { data, k, n, nr: kernel.nr(), kernel: kernel.name() }
     }
 
-    fn for_each_panel(&mut self, fill: impl Fn(usize, usize, usize, &mut [f32])) {
-        let (k, n, nr) = (self.k, self.n, self.nr);
-        if k == 0 {
-            return;
-        }
-        for (index, panel) in self.data.as_mut_slice().chunks_exact_mut(k * nr).enumerate() {
-            let first = index * nr;
-            fill(first, nr.min(n - first), nr, panel);
-        }
+    /// The same matrix, borrowed.
+    pub fn view(&self) -> PackedView<'_> {
+        let Self { k, n, nr, kernel, .. } = *self;
+        PackedView { data: self.data.as_slice(), k, n, nr, kernel }
     }
 
     /// Rows of B: the length of the sums.
@@ -112,6 +89,111 @@ impl PackedB {
 
     /// `Ok` if `kernel` packed this.
     pub(crate) fn check_kernel(&self, kernel: &GemmF32) -> Result<(), KernelError> {
+        self.view().check_kernel(kernel)
+    }
+
+    /// The panel that holds column `first` (a multiple of the panel width), from row `p` on.
+    pub(crate) fn panel(&self, first: usize, p: usize) -> &[f32] {
+        self.view().panel(first, p)
+    }
+}
+
+/// A packed matrix in memory of the caller, for matrices that are known only while running. See [`PackedB`].
+#[derive(Clone, Copy, Debug)]
+pub struct PackedView<'a> {
+    data: &'a [f32],
+    k: usize,
+    n: usize,
+    nr: usize,
+    kernel: &'static str,
+}
+
+impl<'a> PackedView<'a> {
+    /// Floats that a packed `[k, n]` matrix takes; memory for it is best aligned to 64 bytes.
+    pub fn len(kernel: &GemmF32, k: usize, n: usize) -> usize {
+        n.next_multiple_of(kernel.nr()) * k
+    }
+
+    /// [`PackedB::from_rows`] into the first [`len`](Self::len) elements of `memory`.
+    ///
+    /// # Errors
+    /// [`KernelError::Size`] if a slice is too short for the shape.
+    pub fn from_rows(
+        kernel: &GemmF32,
+        b: &[f32],
+        [k, n]: [usize; 2],
+        row_stride: usize,
+        memory: &'a mut [f32],
+    ) -> Result<Self, KernelError> {
+        KernelError::check_least(FAMILY, "row stride of B", row_stride, n)?;
+        let needed = crate::epilogue::strided_len(FAMILY, k, n, row_stride)?;
+        KernelError::check_least(FAMILY, "length of B", b.len(), needed)?;
+        Self::pack(kernel, [k, n], memory, |first, columns, nr, panel| {
+            for (p, line) in panel.chunks_exact_mut(nr).enumerate() {
+                let from = p * row_stride + first;
+                line[..columns].copy_from_slice(&b[from..from + columns]);
+                line[columns..].fill(0.0);
+            }
+        })
+    }
+
+    /// [`PackedB::from_columns`] into the first [`len`](Self::len) elements of `memory`.
+    ///
+    /// # Errors
+    /// [`KernelError::Size`] if a slice is too short for the shape.
+    pub fn from_columns(
+        kernel: &GemmF32,
+        bt: &[f32],
+        [k, n]: [usize; 2],
+        row_stride: usize,
+        memory: &'a mut [f32],
+    ) -> Result<Self, KernelError> {
+        KernelError::check_least(FAMILY, "row stride of B", row_stride, k)?;
+        let needed = crate::epilogue::strided_len(FAMILY, n, k, row_stride)?;
+        KernelError::check_least(FAMILY, "length of B", bt.len(), needed)?;
+        Self::pack(kernel, [k, n], memory, |first, columns, nr, panel| {
+            for j in 0..columns {
+                let column = &bt[(first + j) * row_stride..][..k];
+                for (p, &x) in column.iter().enumerate() {
+                    panel[p * nr + j] = x;
+                }
+            }
+            if columns < nr {
+                panel.chunks_exact_mut(nr).for_each(|line| line[columns..].fill(0.0));
+            }
+        })
+    }
+
+    fn pack(
+        kernel: &GemmF32,
+        [k, n]: [usize; 2],
+        memory: &'a mut [f32],
+        fill: impl Fn(usize, usize, usize, &mut [f32]),
+    ) -> Result<Self, KernelError> {
+        let (nr, len) = (kernel.nr(), Self::len(kernel, k, n));
+        KernelError::check_least(FAMILY, "memory for packed B", memory.len(), len)?;
+        let data = &mut memory[..len];
+        if k > 0 {
+            for (index, panel) in data.chunks_exact_mut(k * nr).enumerate() {
+                let first = index * nr;
+                fill(first, nr.min(n - first), nr, panel);
+            }
+        }
+        Ok(Self { data, k, n, nr, kernel: kernel.name() })
+    }
+
+    /// Rows of B: the length of the sums.
+    pub fn k(&self) -> usize {
+        self.k
+    }
+
+    /// Columns of B and of the output.
+    pub fn n(&self) -> usize {
+        self.n
+    }
+
+    /// `Ok` if `kernel` packed this.
+    pub(super) fn check_kernel(&self, kernel: &GemmF32) -> Result<(), KernelError> {
         if self.kernel == kernel.name() {
             Ok(())
         } else {
@@ -120,9 +202,9 @@ impl PackedB {
     }
 
     /// The panel that holds column `first` (a multiple of the panel width), from row `p` on.
-    pub(crate) fn panel(&self, first: usize, p: usize) -> &[f32] {
+    pub(super) fn panel(&self, first: usize, p: usize) -> &'a [f32] {
         let start = first * self.k + p * self.nr;
-        &self.data.as_slice()[start..first * self.k + self.k * self.nr]
+        &self.data[start..first * self.k + self.k * self.nr]
     }
 }
 
