@@ -2,7 +2,7 @@
 
 use std::ops::Range;
 
-use super::dot::{CHUNK, LINE};
+use super::dot::{CHUNK, CopyRows, LINE};
 use super::kernels::GemmI8;
 use crate::aligned::AlignedBytes;
 use crate::epilogue::strided_len;
@@ -244,6 +244,50 @@ impl<'a> Block<'a> {
         }
     }
 
+    /// Fills the first `rows` lines from rows of `data` that are `stride` apart, if the kernel can copy them together.
+    fn copy_rows(&mut self, data: &[i8], stride: usize, rows: usize) -> bool {
+        let Some(copy) = self.kernel.copy_rows.filter(|_| rows > 0) else { return false };
+        assert!(data.len() >= (rows - 1) * stride + self.k);
+        assert!(
+            self.scratch.len() >= Self::bytes(self.kernel, rows, self.k) && self.chunk_pitch >= rows * LINE
+        );
+        for (chunk, first) in (0..self.k).step_by(self.per_chunk).enumerate() {
+            let len = self.per_chunk.min(self.k - first);
+            // SAFETY: the kernel exists, so its instructions do; rows and lines were just checked, and a line has room
+            // for a chunk and a gap of 64 bytes.
+            unsafe {
+                let to = self.scratch.as_mut_ptr().add(chunk * self.chunk_pitch);
+                let from = data.as_ptr().add(first);
+                copy(&CopyRows { to, lines: rows, from, from_step: stride, rows: 1, row_stride: 0, len });
+            }
+        }
+        true
+    }
+
+    /// Fills `lines` lines from `first` on with windows: line `i` takes `rows` rows of `len` codes, `row_stride` apart
+    /// from `data[i * step]` on. `false`: the kernel cannot, and nothing was done.
+    pub(crate) fn copy_windows(
+        &mut self,
+        [first, lines]: [usize; 2],
+        data: &[i8],
+        step: usize,
+        [rows, row_stride, len]: [usize; 3],
+    ) -> bool {
+        let Some(copy) = self.kernel.copy_rows else { return false };
+        if self.k > self.per_chunk || lines == 0 || rows == 0 {
+            return false;
+        }
+        assert!(rows * len == self.k && data.len() >= (lines - 1) * step + (rows - 1) * row_stride + len);
+        assert!((first + lines) * LINE <= self.chunk_pitch && self.scratch.len() >= self.chunk_pitch);
+        // SAFETY: the kernel exists, so its instructions do; windows and lines were just checked, and a line has room
+        // for a chunk and a gap of 64 bytes.
+        unsafe {
+            let (to, from) = (self.scratch.as_mut_ptr().add(first * LINE), data.as_ptr());
+            copy(&CopyRows { to, lines, from, from_step: step, rows, row_stride, len });
+        }
+        true
+    }
+
     /// The first row of a tile.
     pub(super) fn tile(&self, row: usize) -> *const u8 {
         self.scratch[self.offset(row).min(self.scratch.len())..].as_ptr()
@@ -265,6 +309,11 @@ pub(crate) struct MatrixRows<'m> {
 
 impl RowSource for MatrixRows<'_> {
     fn pack(&self, rows: Range<usize>, block: &mut Block<'_>) {
+        if let Some(data) = self.data.get(rows.start * self.row_stride..)
+            && block.copy_rows(data, self.row_stride, rows.len())
+        {
+            return;
+        }
         for (index, row) in rows.enumerate() {
             block.line(index).copy(0, &self.data[row * self.row_stride..][..self.k]);
         }
