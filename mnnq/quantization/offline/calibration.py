@@ -25,7 +25,7 @@ from mnnq.writer.to_mnn import to_bytes
 Progress = Callable[[str, int, int], None]
 
 #: Samples that the equalization of channels looks at.
-EQUALIZATION_SAMPLES = 8
+EQUALIZATION_SAMPLES = 12
 
 #: Samples that one task of an executor takes.
 _SHARD = 16

@@ -36,8 +36,11 @@ _SPREAD = 0.1
 #: Ratio of the largest range of a channel to the median one from which a product is worth its time.
 _UNEVEN = 6.0
 
+#: Ranges below this share of the largest one count as this much: what is almost always 0 may be larger in other samples.
+_FLOOR = 1 / 64
+
 #: Factors stay within this ratio of each other.
-_LIMIT = 1024.0
+_LIMIT = 64.0
 
 #: Operators of one data input that commute with positive factors per channel.
 _COMMUTING = frozenset({"ConvertTensor", "Interp", "Pooling", "Pooling3D", "PReLU", "ReLU"})
@@ -153,7 +156,7 @@ def _columns(op: Op) -> _Doubles:
 
 def factors(ranges: _Doubles, columns: _Doubles, strength: float = 0.5) -> _Doubles:
     """What each channel is divided by: ``range ** a / column ** (1 - a)``, of geometric mean 1 and bounded."""
-    low = max(float(ranges.max(initial=0.0)) * 1e-6, 1e-30)
+    low = max(float(ranges.max(initial=0.0)) * _FLOOR, 1e-30)
     found = np.maximum(ranges, low) ** strength
     found /= np.maximum(columns, max(float(columns.max(initial=0.0)) * 1e-4, 1e-30)) ** (1 - strength)
     found /= np.exp(np.log(found).mean())
@@ -257,7 +260,7 @@ def _insert_products(model: Model, ranges: Mapping[str, _Doubles], skip: set[str
             and result not in model.outputs
             and _float_behind(op, readers)
         ):
-            divisor = np.maximum(found, float(found.max()) / _LIMIT)
+            divisor = np.maximum(found, float(found.max()) / 1024)
             divisor = divisor / float(np.median(divisor))
             even = f"{result}__even"
             scale_rows(op, 1 / divisor)

@@ -7,6 +7,7 @@ from concurrent.futures import Executor
 from dataclasses import replace
 
 import numpy as np
+import numpy.typing as npt
 
 from mnnq.errors import QuantizationError
 from mnnq.ir.model import Model, Op
@@ -34,6 +35,9 @@ from mnnq.quantization.offline.weights import WeightError, bias_of, mean_error, 
 
 #: Signal to noise ratio, in dB, from which codes are good enough for an output.
 _OUTPUT_DB = 42.0
+
+#: Largest bias of a depthwise convolution in units of its sums.
+_LARGEST_BIAS = 2.0**22
 
 #: Samples of the bias correction.
 _BIAS_SAMPLES = 24
@@ -210,7 +214,8 @@ def apply_codes(
     for op in model.ops:
         stored = op.type in STORED and op.inputs[0] in codes and op.outputs[0] in codes
         if op.type in CONVOLUTIONS and id(op) in layout.integer:
-            errors[id(op)] = quantize_weights(op, config.weight_method, config.weight_limit)
+            floor = _scale_floor(op, codes[op.inputs[0]], codes[op.outputs[0]])
+            errors[id(op)] = quantize_weights(op, config.weight_method, config.weight_limit, floor)
             _annotate(op, codes[op.inputs[0]], codes[op.outputs[0]])
         elif stored and len(op.inputs) == 1:
             errors[id(op)] = quantize_weights(op, config.weight_method, config.weight_limit)
@@ -219,6 +224,18 @@ def apply_codes(
         elif id(op) in layout.integer and is_relu_sum(op) and one_sided(codes[op.outputs[0]]):
             op.params["activationType"] = 0
     return errors
+
+
+def _scale_floor(op: Op, source: TensorQuant, target: TensorQuant) -> npt.NDArray[np.float32] | None:
+    """Smallest scales of a depthwise convolution's channels.
+
+    Runtimes turn its bias and zero point into whole numbers of input scale times weight scale; channels whose weights are
+    almost zero beside their bias would overflow.
+    """
+    if op.type != "ConvolutionDepthwise":
+        return None
+    constant = np.abs(bias_of(op)) + abs(target["zero"]) * target["scale"]
+    return np.asarray(constant / (source["scale"] * _LARGEST_BIAS), np.float32)
 
 
 def _pinned(model: Model, codes: dict[str, TensorQuant]) -> set[str]:

@@ -191,9 +191,9 @@ class _Planner:
                     described.update(name for name in op.inputs[:1] if name in self.floats)
                     changed |= op.inputs[0] in described
                 if op.type in _POOLS and op.inputs[0] in described and op.outputs[0] not in described:
-                    if op.outputs[0] in self.floats and self._wanted(op.outputs[0], described, set()):
-                        described.add(op.outputs[0])
-                        changed = True
+                    # Otherwise runtimes keep the codes of the input, and an average is rounded to them.
+                    described.add(op.outputs[0])
+                    changed = True
                 data = self._data(op)
                 if not data or op.type in CONVOLUTIONS or not all(name in self.floats for name in data):
                     continue
@@ -263,7 +263,8 @@ class _Planner:
         """Tensors that no operator on codes touches need none."""
         used = {name for op in ops if id(op) in self.layout.integer for name in self._data(op)}
         stored = {n for op in ops if op.type in STORED for n in (op.inputs[0], op.outputs[0])}
-        self.layout.described &= used | stored
+        pooled = {n for op in ops if op.type in _POOLS for n in (op.inputs[0], op.outputs[0])}
+        self.layout.described &= used | stored | pooled
 
     def _mark(self, ops: list[Op]) -> None:
         described = self.layout.described

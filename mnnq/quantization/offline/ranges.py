@@ -17,7 +17,7 @@ from mnnq.quantization.offline.layout import Layout
 TensorQuant = dict[str, Any]
 
 #: Weight of clipping errors against rounding errors, which the sums of the next layer average out.
-_CLIPPING = 2.0
+_CLIPPING = 4.0
 
 #: What tells the codes of a pooled tensor from those of its source: too little to move a value to another code.
 _HAIR = 1 + 2.0**-18

@@ -41,8 +41,8 @@ class WeightError:
         return float(10 * np.log10(max(self.power, 1e-300) / self.error))
 
 
-def quantize_weights(op: Op, method: WeightRange, limit: int) -> WeightError:
-    """Replace the weights of an operator by codes of -limit to limit, in place.
+def quantize_weights(op: Op, method: WeightRange, limit: int, floor: _Floats | None = None) -> WeightError:
+    """Replace the weights of an operator by codes of -limit to limit, in place; scales are at least `floor`.
 
     Raises
     ------
@@ -55,6 +55,8 @@ def quantize_weights(op: Op, method: WeightRange, limit: int) -> WeightError:
         msg = "a weight is not finite"
         raise QuantizationError(msg, node=op.name)
     scales = weight_scales(weights, method, limit)
+    if floor is not None:
+        scales = np.maximum(scales, floor).astype(np.float32)
     codes = weight_codes(weights, scales, limit)
     store(op, codes, scales)
     wide = weights.astype(np.float64)
