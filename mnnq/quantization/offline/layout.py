@@ -11,6 +11,7 @@ runtime has an integer form of it. What is said here of MNN's runtime was found 
 * A table has no entry for the code -128: tensors that feed one have codes from -127 on.
 * A sum with a fused ReLU cuts at the code 0 instead of the code of 0: the ReLU is dropped where the codes of the result begin
   at zero anyway.
+* Magnitude, negation and sign of codes ignore the code of 0: what they read stays float.
 """
 
 from __future__ import annotations
@@ -62,6 +63,9 @@ _JOINS = frozenset({"Concat", "Pack"})
 
 #: Element-wise operators of two tensors that have an integer form.
 _BINARY = frozenset({"ADD", "SUB", "MUL"})
+
+#: Unary functions that MNN computes on codes without a table, and wrongly.
+_WRONG = frozenset({"ABS", "NEG", "SIGN"})
 
 #: Pooling: computed in float between tensors with codes.
 _POOLS = frozenset({"Pooling", "Pooling3D"})
@@ -133,7 +137,10 @@ def _nearest(name: str, names: list[str]) -> str | None:
 class _Planner:
     def __init__(self, model: Model, floats: set[str], skip: set[str], excluded: set[str]) -> None:
         self.model = model
-        self.floats = floats - excluded
+        wrong = {
+            op.inputs[0] for op in model.ops if op.type == "UnaryOp" and op.params.get("opType") in _WRONG
+        }
+        self.floats = floats - excluded - wrong
         self.skip = skip
         self.producer = {name: op for op in model.ops for name in op.outputs}
         self.readers: dict[str, list[Op]] = {}
