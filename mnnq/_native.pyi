@@ -642,9 +642,7 @@ class NativeStatistics:
     def from_state(state: bytes) -> NativeStatistics:
         """The statistics that `state` has given."""
     def summary(self, name: str) -> TensorSummary:
-        """What was seen of a tensor: min, max, count, zeros, width of the bins, positions and counts of those that are not
-        empty.
-        """
+        """What was seen of a tensor: extremes, number of values and zeros, bins that are not empty."""
     def range(
         self,
         names: list[str],
