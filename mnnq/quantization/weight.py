@@ -73,6 +73,7 @@ def quantize_model(
     calib: Iterable[Mapping[str, Any]] | None = None,
     state: Path | None = None,
     executor: Executor | None = None,
+    generated_range: tuple[float, float] | None = None,
 ) -> QuantizationReport:
     """Quantize the weights of `model` in place, layer by layer; float weights are dropped as they are replaced.
 
@@ -88,6 +89,8 @@ def quantize_model(
     executor
         Where layers that can be chosen at the same time are worked on, anything with the interface of
         `concurrent.futures.Executor`; None for threads of this process. The result is the same.
+    generated_range
+        Without data: correct biases on made-up images of this range, if that helps (`mnnq.quantization.generated`).
 
     Raises
     ------
@@ -96,7 +99,7 @@ def quantize_model(
     QuantizationError
         Weights cannot be quantized (not finite, too large), naming the layer.
     """
-    return _Run(model, config, params, progress, calib, state, executor).run()
+    return _Run(model, config, params, progress, calib, state, executor, generated_range).run()
 
 
 class _Run:
@@ -111,12 +114,17 @@ class _Run:
         calib: Iterable[Mapping[str, Any]] | None = None,
         state: Path | None = None,
         executor: Executor | None = None,
+        generated_range: tuple[float, float] | None = None,
     ) -> None:
         if params is not None:
             config = _with_params(config, params)
         _check_effect(config)
         _check_data(config, calib, state)
         self.calib, self.state, self.executor = calib, state, executor
+        self.generated_range = generated_range
+        if generated_range is not None and calib is not None:
+            msg = "there are real data; images need not be made up"
+            raise ConfigError(msg, key="generated_range")
         self.model, self.config, self.params, self.progress = model, config, params, progress
         self.layers: list[LayerReport] = []
         self.notes: list[str] = []
@@ -134,18 +142,20 @@ class _Run:
         if self.params is not None:
             self._apply_params(self.params)
         total = len(weight_ops) + len(tables)
-        reference = None if self.calib is None else self.model.copy()
+        reference = None if self.calib is None and self.generated_range is None else self.model.copy()
         table_layers = []
         for done, table in enumerate(tables):
             self._tell(done, total, table.const.name)
             table_layers.append(self._table(table))
         calibrated: dict[int, LayerReport] = {}
-        if reference is not None:
+        if reference is not None and self.calib is not None:
             calibrated = self._calibrate(reference, len(tables), total)
         free = [(subgraph, op) for subgraph, op in weight_ops if id(op) not in calibrated]
         reports = {**calibrated, **self._without_data(free, total - len(free), total)}
         self.layers += [reports[id(op)] for _, op in weight_ops]
         self.layers += table_layers
+        if reference is not None and self.generated_range is not None:
+            self._correct_on_generated(reference, self.generated_range)
         self._tell(total, total, "")
         self._constants({id(table.const) for table in tables})
         if self._rounded_twice:
@@ -194,6 +204,20 @@ class _Run:
         reports = run.run()
         self.samples, self.output_sqnr = run.samples, run.output_sqnr
         return reports
+
+    def _correct_on_generated(self, reference: Model, limits: tuple[float, float]) -> None:
+        from mnnq.quantization.generated import correct_on_generated
+
+        found = correct_on_generated(self.model, reference, *limits, threads=self.config.threads)
+        what = (
+            "biases were corrected on generated images, not on data"
+            if found.kept
+            else "biases were left alone: correcting them on generated images does not help enough"
+        )
+        self.notes.append(
+            f"{what} (1/f noise from {limits[0]:g} to {limits[1]:g}; outputs on others of that kind: "
+            f"{found.sqnr_before:.1f} dB before, {found.sqnr_after:.1f} dB after)"
+        )
 
     def _coded_layer(self, op: Op) -> tuple[LayerConfig, int | None, str | None] | None:
         """What codes a layer of the main graph is to get: settings, block, and why not the one asked for.
