@@ -35,6 +35,9 @@ MIN_SQNR_DB = 10.0
 #: `WeightMethod.AUTO` corrects the gain up to this many bits: beyond, least squares attenuate too little to matter.
 GAIN_BITS = 5
 
+#: An output channel with smaller weights, relative to the largest of its layer, is dead for `WeightMethod.AUTO`.
+DEAD = 1e-4
+
 #: Called before each layer with (layers done, layers in all, name).
 Progress = Callable[[int, int, str], None]
 
@@ -188,7 +191,7 @@ class _Run:
                 continue
             block, _ = _block(config, stored, op)
             options = self._options(config, None if block is None else block * stored.kernel, stored)
-            self._futures[id(op)] = self.executor.submit(_quantize, float_weights(op), options)
+            self._futures[id(op)] = self.executor.submit(_quantize, self._matrix(config, op), options)
 
     def _calibrate(self, reference: Model, done: int, total: int) -> dict[int, LayerReport]:
         """Quantize the layers of the main graph with data."""
@@ -243,6 +246,12 @@ class _Run:
             or "symmetricQuan" in op.params
         )
 
+    @staticmethod
+    def _matrix(config: LayerConfig, op: Op) -> Any:
+        """Weights of a layer; ``auto`` clears dead rows, so that the sparse encoding can leave them out."""
+        matrix = float_weights(op)
+        return without_dead_rows(matrix) if config.method is WeightMethod.AUTO else matrix
+
     def _options(self, config: LayerConfig, block: int | None, stored: StoredWeights) -> dict[str, Any]:
         """Arguments of the native quantizer."""
         method, gain = without_data(config)
@@ -253,7 +262,7 @@ class _Run:
             "method": method,
             "gain_correction": gain,
             "fp16_scales": config.fp16_scales,
-            "sparse": config.sparse,
+            "sparse": config.sparse or config.method is WeightMethod.AUTO,
             "threads": self.config.threads,
         }
 
@@ -342,7 +351,7 @@ class _Run:
             self._rounded_twice += stored.storage is Storage.CODES
         options = self._options(config, None if block is None else block * stored.kernel, stored)
         future = self._futures.pop(id(op), None)
-        quant, stats = _quantize(float_weights(op), options) if future is None else future.result()
+        quant, stats = _quantize(self._matrix(config, op), options) if future is None else future.result()
         op.params["quanParameter"] = quant
         op.params.pop("weight", None)
         if quant.get("type") != 2:
@@ -547,6 +556,20 @@ def without_data(config: LayerConfig) -> tuple[str, bool]:
     if config.method in (WeightMethod.GPTQ, WeightMethod.AUTO):
         return "search", config.gain_correction or config.bits <= GAIN_BITS
     return str(config.method), config.gain_correction
+
+
+def without_dead_rows(matrix: Any) -> Any:
+    """Weights with dead output channels cleared: those whose largest weight is below `DEAD` of the layer's largest.
+
+    Training with weight decay leaves such channels behind, down to denormal numbers.
+    """
+    largest = np.abs(matrix).max(axis=1)
+    dead = largest < DEAD * largest.max(initial=0.0)
+    if not dead.any():
+        return matrix
+    cleared = np.array(matrix)
+    cleared[dead] = 0
+    return cleared
 
 
 def _check_data(config: WeightConfig, calib: Any, state: Path | None) -> None:
