@@ -399,7 +399,7 @@ impl<'a> Strip<'a> {
     fn code(&self, at: usize, value: f32) -> i8 {
         let scale = self.scale[at];
         if scale == 0.0 {
-            return 0;
+            return if self.scheme == Scheme::Symmetric { 0 } else { self.bits.lowest() };
         }
         let t = affine::clamp((value - self.offset[at]) / scale, -self.bits.half(), self.bits.half() - 1.0);
         affine::to_code(t.round_ties_even())

@@ -266,8 +266,8 @@ impl BlockQuantizer for Search {
             }
         };
         if range <= f32::MIN_POSITIVE * 1024.0 {
-            // Any code will do without a scale; zeros are what the sparse layout leaves out.
-            codes.fill(0);
+            // Any code will do without a scale; these are the ones that the sparse layout leaves out.
+            codes.fill(if self.scheme == Scheme::Symmetric { 0 } else { self.bits.lowest() });
             return Affine { scale: 0.0, min: low };
         }
         let inverse_range = 1.0 / range;
@@ -356,8 +356,8 @@ mod tests {
     fn constant_and_tiny_blocks_are_stored_without_a_scale() {
         let mut codes = [0; 4];
         for (scheme, w, want) in [
-            (Scheme::Asymmetric, 0.25_f32, 0_i8),
-            (Scheme::Asymmetric, -0.0, 0),
+            (Scheme::Asymmetric, 0.25_f32, -8_i8),
+            (Scheme::Asymmetric, -0.0, -8),
             (Scheme::Symmetric, 0.0, 0),
             (Scheme::Symmetric, 1e-42, 0),
         ] {
