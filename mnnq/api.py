@@ -98,6 +98,7 @@ def quantize_weights(
     calib: Iterable[Mapping[str, Any]] | None = None,
     state: str | Path | None = None,
     executor: Executor | None = None,
+    generated_range: tuple[float, float] | None = None,
     **options: Unpack[WeightOptions],
 ) -> QuantizedModel:
     """Quantize the weights of a model and return the result; the model given is not changed.
@@ -120,6 +121,9 @@ def quantize_weights(
     executor
         Where layers are worked on, anything with the interface of `concurrent.futures.Executor`. The result is the
         same.
+    generated_range
+        Without data: smallest and largest value of the model's input image. Biases are corrected on made-up images of
+        that range if it helps much; the report says so.
     options
         Fields of `WeightConfig`, in place of those of `config`: ``bits=4``, ``block=64``, ``method="hqq"``,
         ``symmetric=True``, ``overrides={"head/*": {"bits": 8}}`` ...
@@ -156,6 +160,7 @@ def quantize_weights(
         calib=calib,
         state=None if state is None else Path(state),
         executor=executor,
+        generated_range=generated_range,
     )
     return result
 

@@ -22,6 +22,7 @@ _WEIGHT_OPTIONS = {
     "gain_correction": "--gain-correction",
     "bias_correction": "--bias-correction",
     "state": "--state",
+    "generated_range": "--generated-range",
     "fp16": "--fp16",
     "fp16_scales": "--fp16-scales",
     "sparse": "--sparse",
@@ -96,6 +97,10 @@ class LayerOption(common.ParamBase):
 @click.option(
     "--bias-correction/--no-bias-correction", default=True,
     help="With --calib: give every output channel the mean of the float model.  [default: on]",
+)  # fmt: skip
+@click.option(
+    "--generated-range", type=(float, float), metavar="LOW HIGH",
+    help="Without data: correct biases on made-up images with values from LOW to HIGH, if that helps much.",
 )  # fmt: skip
 @click.option(
     "--state", type=click.Path(path_type=Path, file_okay=False), metavar="DIR",
@@ -250,6 +255,7 @@ def _run(
     params: Path | None,
     save_params: Path | None,
     state: Path | None,
+    generated_range: tuple[float, float] | None,
     external_weights: bool,
     as_json: bool,
     **options: Any,
@@ -279,7 +285,13 @@ def _run(
         config = _leaving_out(config, frozenset(found.skip), chosen.fallback_bits)
     progress = common.ProgressLine()
     report = quantize_model(
-        network, config, params=params_file, progress=progress, calib=samples, state=state
+        network,
+        config,
+        params=params_file,
+        progress=progress,
+        calib=samples,
+        state=state,
+        generated_range=generated_range,
     )
     written = network.save(output, external_weights=external_weights)
     if save_params is not None:

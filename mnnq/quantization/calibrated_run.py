@@ -172,7 +172,7 @@ class CalibratedRun:
             minimum,
             config.bits,
             fp16_scales=config.fp16_scales,
-            sparse=config.sparse,
+            sparse=config.sparse or config.method is WeightMethod.AUTO,
         )
         op.params["quanParameter"] = quant
         op.params.pop("weight", None)

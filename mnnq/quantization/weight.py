@@ -35,6 +35,9 @@ MIN_SQNR_DB = 10.0
 #: `WeightMethod.AUTO` corrects the gain up to this many bits: beyond, least squares attenuate too little to matter.
 GAIN_BITS = 5
 
+#: An output channel with smaller weights, relative to the largest of its layer, is dead for `WeightMethod.AUTO`.
+DEAD = 1e-4
+
 #: Called before each layer with (layers done, layers in all, name).
 Progress = Callable[[int, int, str], None]
 
@@ -73,6 +76,7 @@ def quantize_model(
     calib: Iterable[Mapping[str, Any]] | None = None,
     state: Path | None = None,
     executor: Executor | None = None,
+    generated_range: tuple[float, float] | None = None,
 ) -> QuantizationReport:
     """Quantize the weights of `model` in place, layer by layer; float weights are dropped as they are replaced.
 
@@ -88,6 +92,8 @@ def quantize_model(
     executor
         Where layers that can be chosen at the same time are worked on, anything with the interface of
         `concurrent.futures.Executor`; None for threads of this process. The result is the same.
+    generated_range
+        Without data: correct biases on made-up images of this range, if that helps (`mnnq.quantization.generated`).
 
     Raises
     ------
@@ -96,7 +102,7 @@ def quantize_model(
     QuantizationError
         Weights cannot be quantized (not finite, too large), naming the layer.
     """
-    return _Run(model, config, params, progress, calib, state, executor).run()
+    return _Run(model, config, params, progress, calib, state, executor, generated_range).run()
 
 
 class _Run:
@@ -111,12 +117,17 @@ class _Run:
         calib: Iterable[Mapping[str, Any]] | None = None,
         state: Path | None = None,
         executor: Executor | None = None,
+        generated_range: tuple[float, float] | None = None,
     ) -> None:
         if params is not None:
             config = _with_params(config, params)
         _check_effect(config)
         _check_data(config, calib, state)
         self.calib, self.state, self.executor = calib, state, executor
+        self.generated_range = generated_range
+        if generated_range is not None and calib is not None:
+            msg = "there are real data; images need not be made up"
+            raise ConfigError(msg, key="generated_range")
         self.model, self.config, self.params, self.progress = model, config, params, progress
         self.layers: list[LayerReport] = []
         self.notes: list[str] = []
@@ -134,18 +145,20 @@ class _Run:
         if self.params is not None:
             self._apply_params(self.params)
         total = len(weight_ops) + len(tables)
-        reference = None if self.calib is None else self.model.copy()
+        reference = None if self.calib is None and self.generated_range is None else self.model.copy()
         table_layers = []
         for done, table in enumerate(tables):
             self._tell(done, total, table.const.name)
             table_layers.append(self._table(table))
         calibrated: dict[int, LayerReport] = {}
-        if reference is not None:
+        if reference is not None and self.calib is not None:
             calibrated = self._calibrate(reference, len(tables), total)
         free = [(subgraph, op) for subgraph, op in weight_ops if id(op) not in calibrated]
         reports = {**calibrated, **self._without_data(free, total - len(free), total)}
         self.layers += [reports[id(op)] for _, op in weight_ops]
         self.layers += table_layers
+        if reference is not None and self.generated_range is not None:
+            self._correct_on_generated(reference, self.generated_range)
         self._tell(total, total, "")
         self._constants({id(table.const) for table in tables})
         if self._rounded_twice:
@@ -178,7 +191,7 @@ class _Run:
                 continue
             block, _ = _block(config, stored, op)
             options = self._options(config, None if block is None else block * stored.kernel, stored)
-            self._futures[id(op)] = self.executor.submit(_quantize, float_weights(op), options)
+            self._futures[id(op)] = self.executor.submit(_quantize, self._matrix(config, op), options)
 
     def _calibrate(self, reference: Model, done: int, total: int) -> dict[int, LayerReport]:
         """Quantize the layers of the main graph with data."""
@@ -194,6 +207,20 @@ class _Run:
         reports = run.run()
         self.samples, self.output_sqnr = run.samples, run.output_sqnr
         return reports
+
+    def _correct_on_generated(self, reference: Model, limits: tuple[float, float]) -> None:
+        from mnnq.quantization.generated import correct_on_generated
+
+        found = correct_on_generated(self.model, reference, *limits, threads=self.config.threads)
+        what = (
+            "biases were corrected on generated images, not on data"
+            if found.kept
+            else "biases were left alone: correcting them on generated images does not help enough"
+        )
+        self.notes.append(
+            f"{what} (1/f noise from {limits[0]:g} to {limits[1]:g}; outputs on others of that kind: "
+            f"{found.sqnr_before:.1f} dB before, {found.sqnr_after:.1f} dB after)"
+        )
 
     def _coded_layer(self, op: Op) -> tuple[LayerConfig, int | None, str | None] | None:
         """What codes a layer of the main graph is to get: settings, block, and why not the one asked for.
@@ -219,6 +246,12 @@ class _Run:
             or "symmetricQuan" in op.params
         )
 
+    @staticmethod
+    def _matrix(config: LayerConfig, op: Op) -> Any:
+        """Weights of a layer; ``auto`` clears dead rows, so that the sparse encoding can leave them out."""
+        matrix = float_weights(op)
+        return without_dead_rows(matrix) if config.method is WeightMethod.AUTO else matrix
+
     def _options(self, config: LayerConfig, block: int | None, stored: StoredWeights) -> dict[str, Any]:
         """Arguments of the native quantizer."""
         method, gain = without_data(config)
@@ -229,7 +262,7 @@ class _Run:
             "method": method,
             "gain_correction": gain,
             "fp16_scales": config.fp16_scales,
-            "sparse": config.sparse,
+            "sparse": config.sparse or config.method is WeightMethod.AUTO,
             "threads": self.config.threads,
         }
 
@@ -318,7 +351,7 @@ class _Run:
             self._rounded_twice += stored.storage is Storage.CODES
         options = self._options(config, None if block is None else block * stored.kernel, stored)
         future = self._futures.pop(id(op), None)
-        quant, stats = _quantize(float_weights(op), options) if future is None else future.result()
+        quant, stats = _quantize(self._matrix(config, op), options) if future is None else future.result()
         op.params["quanParameter"] = quant
         op.params.pop("weight", None)
         if quant.get("type") != 2:
@@ -523,6 +556,20 @@ def without_data(config: LayerConfig) -> tuple[str, bool]:
     if config.method in (WeightMethod.GPTQ, WeightMethod.AUTO):
         return "search", config.gain_correction or config.bits <= GAIN_BITS
     return str(config.method), config.gain_correction
+
+
+def without_dead_rows(matrix: Any) -> Any:
+    """Weights with dead output channels cleared: those whose largest weight is below `DEAD` of the layer's largest.
+
+    Training with weight decay leaves such channels behind, down to denormal numbers.
+    """
+    largest = np.abs(matrix).max(axis=1)
+    dead = largest < DEAD * largest.max(initial=0.0)
+    if not dead.any():
+        return matrix
+    cleared = np.array(matrix)
+    cleared[dead] = 0
+    return cleared
 
 
 def _check_data(config: WeightConfig, calib: Any, state: Path | None) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pickle
+import tempfile
 from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
 from multiprocessing import get_context
 from pathlib import Path
@@ -200,9 +201,40 @@ def test_data_are_needed_and_real(net: Model, samples: Samples, tmp_path: Path) 
 def test_auto_without_data_is_the_search_with_gain_correction(net: Model) -> None:
     for bits, gain in ((4, True), (8, False)):
         auto = mnnq.quantize_weights(net, bits=bits, method="auto")
-        search = mnnq.quantize_weights(net, bits=bits, method="search", gain_correction=gain)
+        search = mnnq.quantize_weights(net, bits=bits, method="search", gain_correction=gain, sparse=True)
         assert to_bytes(auto) == to_bytes(search)
         assert {layer.method for layer in auto.report.layers} == {"search"}
+
+
+def test_auto_leaves_dead_channels_out_of_the_file() -> None:
+    net = mnnq.load(_saved_dead())
+    dense = mnnq.quantize_weights(net, bits=8, method="search")
+    auto = mnnq.quantize_weights(net, bits=8, method="auto")
+    (layer,) = [layer for layer in auto.report.layers if layer.shape == (256, 256)]
+    assert layer.bytes_after < 0.4 * dense.report.layer(layer.name).bytes_after
+    op = next(op for op in auto.ops if op.name == layer.name)
+    weight = _native.decode_weights(op.params)["weight"].reshape(256, 256)
+    assert not weight[64:].any()
+    x = {"x": np.random.default_rng(1).random((1, 256)).astype(np.float32)}
+    outputs = [mnnq.InferenceSession(to_bytes(model)).run(None, x)[0] for model in (net, auto)]
+    np.testing.assert_allclose(outputs[1], outputs[0], atol=0.02 * np.abs(outputs[0]).max())
+
+
+def _saved_dead() -> Path:
+    """A matrix whose last three quarters of output channels have decayed."""
+    rng = np.random.default_rng(0)
+    weight = rng.standard_normal((256, 256)).astype(np.float32)
+    weight[:, 64:] *= np.logspace(-5, -40, 192).astype(np.float32)
+    graph = helper.make_graph(
+        [helper.make_node("MatMul", ["x", "w"], ["y"])],
+        "dead",
+        [helper.make_tensor_value_info("x", TensorProto.FLOAT, [1, 256])],
+        [helper.make_tensor_value_info("y", TensorProto.FLOAT, None)],
+        [numpy_helper.from_array(weight, "w")],
+    )
+    path = Path(tempfile.mkdtemp()) / "dead.onnx"
+    onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 13)]), path)
+    return path
 
 
 def test_without_bias_correction_biases_stay(net: Model, samples: Samples) -> None:

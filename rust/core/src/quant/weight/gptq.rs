@@ -390,10 +390,6 @@ impl<'a> Strip<'a> {
         }
     }
 
-    fn rows(&self) -> usize {
-        self.errors.len()
-    }
-
     /// The code nearest to a value on the grid of a block.
     #[inline(always)]
     fn code(&self, at: usize, value: f32) -> i8 {
@@ -578,8 +574,8 @@ impl Loop for Compensate<'_, '_> {
         strip.sweep_codes();
         // A row that came out worse than plain rounding keeps that.
         let (n, blocks) = (strip.n, strip.n / strip.block);
-        for row in 0..strip.rows() {
-            let better = strip.errors[row] <= before[row];
+        for (row, &before) in before.iter().enumerate() {
+            let better = strip.errors[row] <= before;
             if !better {
                 strip.codes[row * n..][..n].copy_from_slice(&first.0[row * n..][..n]);
                 strip.scale[row * blocks..][..blocks].copy_from_slice(&first.1[row * blocks..][..blocks]);

@@ -266,6 +266,7 @@ impl BlockQuantizer for Search {
             }
         };
         if range <= f32::MIN_POSITIVE * 1024.0 {
+            // Any code will do without a scale; these are the ones that the sparse layout leaves out.
             codes.fill(if self.scheme == Scheme::Symmetric { 0 } else { self.bits.lowest() });
             return Affine { scale: 0.0, min: low };
         }
