@@ -23,7 +23,13 @@ impl Builder {
         i32::try_from(position).unwrap()
     }
 
-    pub(crate) fn op(&mut self, kind: OpType, inputs: &[&str], outputs: &[&str], main: Option<Table>) -> &mut Self {
+    pub(crate) fn op(
+        &mut self,
+        kind: OpType,
+        inputs: &[&str],
+        outputs: &[&str],
+        main: Option<Table>,
+    ) -> &mut Self {
         let mut table = Table::new(TableKind::Op);
         let ids = |builder: &mut Self, names: &[&str]| -> Numbers {
             names.iter().map(|name| builder.id(name)).collect::<Vec<i32>>().into()
@@ -70,7 +76,13 @@ impl Builder {
     }
 
     /// Closes the graph as a subgraph of `outer`.
-    pub(crate) fn into_subgraph(mut self, outer: &mut Builder, name: &str, inputs: &[&str], outputs: &[&str]) {
+    pub(crate) fn into_subgraph(
+        mut self,
+        outer: &mut Builder,
+        name: &str,
+        inputs: &[&str],
+        outputs: &[&str],
+    ) {
         let mut table = Table::new(TableKind::SubGraphProto);
         let inputs: Vec<i32> = inputs.iter().map(|name| self.id(name)).collect();
         let outputs: Vec<i32> = outputs.iter().map(|name| self.id(name)).collect();
