@@ -204,7 +204,7 @@ impl Conv {
 }
 
 /// Products of a convolution: every output pixel and channel has one per tap and input channel of its group.
-pub(super) fn conv_products(sliding: &Sliding, in_group: usize, outputs: usize) -> u64 {
+pub(crate) fn conv_products(sliding: &Sliding, in_group: usize, outputs: usize) -> u64 {
     [sliding.taps(), in_group, outputs]
         .iter()
         .fold(sliding.out_pixels() as u64, |product, &n| product.saturating_mul(n as u64))

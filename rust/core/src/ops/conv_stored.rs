@@ -137,6 +137,11 @@ impl Kernel for StoredConv {
             * size_of::<f32>()
     }
 
+    fn multiply_adds(&self) -> u64 {
+        let in_group = self.sliding.channels / self.group.max(1);
+        super::conv::conv_products(&self.sliding, in_group, self.bias.len())
+    }
+
     fn run(&self, io: &mut StepIo<'_, '_>) -> OpResult<()> {
         let g = &self.sliding;
         let input = io.input(0).data::<f32>();

@@ -263,6 +263,14 @@ impl Kernel for DeconvKernel {
         (self.pixels() * self.products() + self.threads * scratch_len()) * size_of::<f32>()
     }
 
+    fn multiply_adds(&self) -> u64 {
+        let common = &self.common;
+        [common.in_channels, common.taps(), common.out_channels / common.group.max(1)]
+            .iter()
+            .chain(&self.input)
+            .fold(1, |product: u64, &n| product.saturating_mul(n as u64))
+    }
+
     fn run(&self, io: &mut StepIo<'_, '_>) -> OpResult<()> {
         let x = io.input(0).data::<f32>();
         let packed = match &self.packed {

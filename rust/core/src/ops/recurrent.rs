@@ -46,8 +46,11 @@ pub(super) struct Recurrent {
     /// Directions of a GRU; the others tell by their weights.
     both: bool,
     outputs: usize,
-    packed: Mutex<Option<(Vec<usize>, Arc<Vec<Direction>>)>>,
+    packed: Mutex<Option<Packed>>,
 }
+
+/// The addresses of the weights that were packed, and the result.
+type Packed = (Vec<usize>, Arc<Vec<Direction>>);
 
 /// The weights of one direction.
 struct Direction {

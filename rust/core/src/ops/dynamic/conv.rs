@@ -257,6 +257,11 @@ impl Kernel for IntegerConv {
         }
     }
 
+    fn multiply_adds(&self) -> u64 {
+        let in_group = self.sliding.channels / self.weights.groups().max(1);
+        crate::ops::conv::conv_products(&self.sliding, in_group, self.bias.len())
+    }
+
     fn run(&self, io: &mut StepIo<'_, '_>) -> OpResult<()> {
         match &self.rows {
             Source::Shared(how, input) => self.run_shared(how, *input, io)?,

@@ -305,6 +305,14 @@ impl Kernel for IntConvKernel {
         self.scratch
     }
 
+    fn multiply_adds(&self) -> u64 {
+        let in_group = match &self.packed.weights {
+            Weights::Dense(weights) => self.sliding.channels / weights.groups().max(1),
+            Weights::Depthwise(_) => 1,
+        };
+        crate::ops::conv::conv_products(&self.sliding, in_group, self.channels)
+    }
+
     fn run(&self, io: &mut StepIo<'_, '_>) -> OpResult<()> {
         let input = io.input(0).data::<i8>();
         let residual = self.residual.map(|(position, how)| ResidualI8 {
