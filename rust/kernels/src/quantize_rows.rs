@@ -173,8 +173,8 @@ pub fn quantize_rows(
         codes: SharedOut(codes.as_mut_ptr()),
         row_stride,
         scales: SharedOut(scales.as_mut_ptr()),
-        offsets: has.0.then(|| SharedOut(offsets.as_mut_ptr())),
-        sums: has.1.then(|| SharedOut(sums.as_mut_ptr())),
+        offsets: has.0.then_some(SharedOut(offsets.as_mut_ptr())),
+        sums: has.1.then_some(SharedOut(sums.as_mut_ptr())),
     };
     for_each_task(executor, tasks, (0..executor.threads()).map(|_| ()), |task, ()| {
         let rows = task * rows_per_task..((task + 1) * rows_per_task).min(m);
@@ -228,20 +228,19 @@ impl SimdOp for QuantizeRows<'_, '_> {
                 }
                 std::slice::from_raw_parts_mut(job.codes.get().add(i * job.row_stride), k)
             };
-            let mut index = i * job.blocks;
+            let first = i * job.blocks;
             if k == 0
                 && let Some(sums) = job.sums
             {
                 // SAFETY: as above; a row without codes has one sum.
-                unsafe { *sums.get().add(index) = 0 };
+                unsafe { *sums.get().add(first) = 0 };
             }
-            for (x, codes) in x.chunks(block).zip(codes.chunks_mut(block)) {
+            for (index, (x, codes)) in x.chunks(block).zip(codes.chunks_mut(block)).enumerate() {
                 let sum = Codes { p, x, codes }.run(s);
                 if let Some(sums) = job.sums {
                     // SAFETY: as above, with `blocks` sums per row.
-                    unsafe { *sums.get().add(index) = sum };
+                    unsafe { *sums.get().add(first + index) = sum };
                 }
-                index += 1;
             }
         }
     }
@@ -356,8 +355,8 @@ impl SimdOp for Codes<'_> {
         let mut sum = 0;
         if whole > 0 {
             let lanes = s.lanes(s.as_float(sums));
-            for lane in 0..S::LANES {
-                sum += lanes[lane].to_bits() as i32;
+            for lane in &lanes[..S::LANES] {
+                sum += lane.to_bits() as i32;
             }
         }
         if whole < x.len() {

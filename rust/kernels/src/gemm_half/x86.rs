@@ -42,7 +42,8 @@ pub(super) unsafe fn tile_bf16<const MR: usize, const NV: usize>(args: &TileArgs
                 let x = _mm512_set1_epi32(a.add(i * A_STRIDE).cast::<i32>().read_unaligned());
                 for v in 0..NV {
                     // The types differ in name only.
-                    let (x, y) = (std::mem::transmute::<__m512i, __m512bh>(x), std::mem::transmute(pairs[v]));
+                    let x = std::mem::transmute::<__m512i, __m512bh>(x);
+                    let y = std::mem::transmute::<__m512i, __m512bh>(pairs[v]);
                     acc[i][v] = _mm512_dpbf16_ps(acc[i][v], x, y);
                 }
             }

@@ -211,3 +211,35 @@ fn taps_outside(codes: &[i8], block: usize, taps: usize) -> Vec<i8> {
     }
     ordered
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn weights(bits: u8, channels: usize, k: usize, block: usize) -> QuantizedWeights {
+        let half = 1_i32 << (bits - 1);
+        let codes = (0..channels * k).map(|i| ((i as i32 * 7 + 3) % (2 * half) - half) as i8).collect();
+        QuantizedWeights::new(bits, codes, vec![0.5; channels * k / block], None).unwrap()
+    }
+
+    #[test]
+    fn codes_take_four_or_eight_bits() {
+        for bits in 2..=8 {
+            let (channels, k) = (128, 256);
+            let packed = DynamicWeights::new(&weights(bits, channels, k, k), channels, 1, 1).unwrap();
+            let codes = channels * k / if bits <= 4 { 2 } else { 1 };
+            let beside = packed.bytes() - codes;
+            assert!(beside <= 16 * channels, "{bits} bits: {beside} bytes beside the codes");
+        }
+    }
+
+    #[test]
+    fn weights_that_do_not_fit_are_recognized() {
+        let fits = |weights: &QuantizedWeights, taps| DynamicWeights::fits(weights, 4, 1, taps);
+        assert!(fits(&weights(4, 4, 72, 72), 9) && fits(&weights(4, 4, 72, 36), 9));
+        // Blocks that cut windows.
+        assert!(!fits(&weights(4, 4, 72, 24), 9));
+        assert!(!fits(&weights(8, 4, MOST_K + 8, MOST_K + 8), 1));
+        assert!(DynamicWeights::new(&weights(4, 4, 72, 24), 4, 1, 9).is_err());
+    }
+}
