@@ -168,6 +168,11 @@ impl TableI8 {
         self.0[usize::from(code as u8 ^ 0x80)]
     }
 
+    /// Results of the codes from -128 on.
+    pub(crate) fn entries(&self) -> &[i8; 256] {
+        &self.0
+    }
+
     /// The table of `after` applied to the results of this one.
     #[must_use]
     pub fn then(&self, after: &Self) -> Self {
@@ -188,7 +193,7 @@ impl TableI8 {
 
 /// Whether the CPU permutes bytes over two registers.
 #[cfg(target_arch = "x86_64")]
-fn has_vbmi() -> bool {
+pub(crate) fn has_vbmi() -> bool {
     is_x86_feature_detected!("avx512vbmi")
 }
 

@@ -206,6 +206,14 @@ impl<'a> Requantize<'a> {
         Ok(())
     }
 
+    /// Whether a faster epilogue may clamp after rounding.
+    fn is_small(&self) -> bool {
+        #[cfg(target_arch = "x86_64")]
+        return super::x86_finish::is_small(self);
+        #[cfg(not(target_arch = "x86_64"))]
+        false
+    }
+
     /// The same for the columns from `first` to `end`.
     pub(crate) fn columns(&self, first: usize, end: usize) -> Self {
         Self {
@@ -285,7 +293,7 @@ impl Output<'_> {
                 SharedOutput::Float(data.as_mut_ptr(), *row_stride, dequantize)
             }
             Self::Int8 { data, row_stride, requantize } => {
-                SharedOutput::Int8(data.as_mut_ptr(), *row_stride, requantize)
+                SharedOutput::Int8(data.as_mut_ptr(), *row_stride, requantize, requantize.is_small())
             }
         }
     }
@@ -296,7 +304,8 @@ impl Output<'_> {
 pub(crate) enum SharedOutput<'a> {
     Int32(*mut i32, usize),
     Float(*mut f32, usize, &'a Dequantize<'a>),
-    Int8(*mut i8, usize, &'a Requantize<'a>),
+    /// Also whether values before clamping stay inside 32 bits.
+    Int8(*mut i8, usize, &'a Requantize<'a>, bool),
 }
 
 // SAFETY: the pointers are only used by the drivers of the int8 products, whose tasks write disjoint tiles.
@@ -333,16 +342,51 @@ impl SharedOutput<'_> {
                     let to = to.add(tile.row * stride + tile.column);
                     finish_float::<true>(isa, how, FloatTile { tile, acc: acc.cast(), pitch, to, stride });
                 }
-                Self::Int8(to, stride, how) => {
+                Self::Int8(to, stride, how, small) => {
                     let to = to.add(tile.row * stride + tile.column);
-                    isa.run(FinishI8 { how, tile, acc, pitch, to, stride });
-                    if let Some(table) = how.table {
-                        for i in 0..tile.rows {
-                            let line = std::slice::from_raw_parts_mut(to.add(i * stride), tile.columns);
-                            table.apply(isa, line);
-                        }
-                    }
+                    finish_codes(isa, how, small, tile, CodeTile { acc, pitch, to, stride });
                 }
+            }
+        }
+    }
+}
+
+/// Where sums come from and codes go to.
+#[derive(Clone, Copy)]
+struct CodeTile {
+    acc: *const i32,
+    pitch: usize,
+    /// The tile's first element.
+    to: *mut i8,
+    stride: usize,
+}
+
+/// Makes a tile of codes from its sums.
+///
+/// # Safety
+/// As [`SharedOutput::finish`].
+unsafe fn finish_codes(isa: VectorIsa, how: &Requantize<'_>, small: bool, tile: Tile, at: CodeTile) {
+    let CodeTile { acc, pitch, to, stride } = at;
+    #[allow(unused_mut, reason = "only x86-64 has a kernel for whole groups of columns")]
+    let (mut done, mut looked_up) = (0, 0);
+    #[cfg(target_arch = "x86_64")]
+    if small && matches!(isa, VectorIsa::Avx512(_)) && tile.columns >= super::x86_finish::COLUMNS {
+        let table = how.table.is_some() && crate::elementwise_i8::has_vbmi();
+        // SAFETY: the token proves AVX-512, VBMI was asked for; the rest is the caller's promise.
+        done = unsafe { super::x86_finish::finish_rows(how, table, tile, acc, pitch, to, stride) };
+        looked_up = if table { done } else { 0 };
+    }
+    let _ = small;
+    // SAFETY: the columns that are left of the tile that the caller lends.
+    unsafe {
+        if done < tile.columns {
+            let rest = Tile { column: tile.column + done, columns: tile.columns - done, ..tile };
+            isa.run(FinishI8 { how, tile: rest, acc: acc.add(done), pitch, to: to.add(done), stride });
+        }
+        if let Some(table) = how.table.filter(|_| looked_up < tile.columns) {
+            for i in 0..tile.rows {
+                let line = to.add(i * stride + looked_up);
+                table.apply(isa, std::slice::from_raw_parts_mut(line, tile.columns - looked_up));
             }
         }
     }
