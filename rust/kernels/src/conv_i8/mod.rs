@@ -200,9 +200,27 @@ impl RowSource for Windows<'_> {
         let joined = g.horizontal.dilation == 1 && self.channels == g.channels;
         let line_length = g.horizontal.kernel * self.channels;
         let interior = g.horizontal.interior(g.width, g.out_width);
+        let interior_y = g.vertical.interior(g.height, g.out_height);
+        let advance = |x: &mut usize, y: &mut usize, image: &mut usize| {
+            *x += 1;
+            if *x == g.out_width {
+                (*x, *y) = (0, *y + 1);
+                if *y == g.out_height {
+                    (*y, *image) = (0, *image + 1);
+                }
+            }
+        };
         for index in 0..rows.len() {
             let mut line = block.line(index);
             let (left, top) = (g.horizontal.start(x), g.vertical.start(y));
+            if joined && interior.contains(&x) && interior_y.contains(&y) {
+                let row = image * g.height + top.unsigned_abs();
+                let first = (row * g.width + left.unsigned_abs()) * g.channels;
+                let stride = g.vertical.dilation * g.width * g.channels;
+                line.copy_rows(0, &self.input[first..], stride, g.vertical.kernel, line_length);
+                advance(&mut x, &mut y, &mut image);
+                continue;
+            }
             let taps = if interior.contains(&x) {
                 0..g.horizontal.kernel
             } else {
@@ -237,15 +255,7 @@ impl RowSource for Windows<'_> {
                     line.fill(at + after, line_length - after, self.padding);
                 }
             }
-            x += 1;
-            if x == g.out_width {
-                x = 0;
-                y += 1;
-                if y == g.out_height {
-                    y = 0;
-                    image += 1;
-                }
-            }
+            advance(&mut x, &mut y, &mut image);
         }
     }
 }

@@ -5,9 +5,14 @@
 //! higher than four take several groups). Then every output pixel is one dot product of four bytes per lane, window
 //! column and group. A column is interleaved once and used by all windows that it lies in.
 
+#[cfg(target_arch = "aarch64")]
+mod a64;
+mod kernels;
 mod micro;
 #[cfg(test)]
 mod tests;
+#[cfg(target_arch = "x86_64")]
+mod x86;
 
 use std::ops::Range;
 
@@ -16,9 +21,9 @@ use crate::error::KernelError;
 use crate::gemm_i8::{Output, SharedOutput, Tile, check_zero};
 use crate::geometry::Sliding;
 use crate::parallel::{Executor, even_part, for_each_task};
-use micro::{LINE_UNIT, StripArgs};
+use micro::{MOST_STRIP, StripArgs};
 
-pub use micro::DepthwiseI8;
+pub use kernels::DepthwiseI8;
 
 const FAMILY: &str = "depthwise_i8";
 
@@ -31,9 +36,9 @@ const TASK_PRODUCTS: usize = 1 << 17;
 /// Largest number of taps: up to here no sum of `(x - zero) * w` leaves 32 bits.
 const MOST_TAPS: usize = 1 << 16;
 
-/// The sums of a segment: at most 32 channels.
+/// The sums of a segment.
 #[repr(C, align(64))]
-struct Sums([i32; SEGMENT * micro::MOST_STRIP]);
+struct Sums([i32; SEGMENT * MOST_STRIP]);
 
 /// Depthwise weights in the order their kernel reads them.
 #[derive(Clone, Debug)]
@@ -165,7 +170,7 @@ pub fn depthwise_i8(
     let wanted =
         if executor.threads() > 1 { products.div_ceil(TASK_PRODUCTS).min(4 * executor.threads()) } else { 1 };
     let tasks = wanted.min(rows);
-    let job = Job { kernel, g, input, padding: [padding; LINE_UNIT], weights, out: output.shared() };
+    let job = Job { kernel, g, input, padding: [padding; MOST_STRIP], weights, out: output.shared() };
     for_each_task(executor, tasks, scratch.chunks_exact_mut(per_thread), |task, scratch| {
         for row in even_part(rows, tasks, 1, task) {
             // SAFETY: the output was checked to hold all pixels; each row of pixels is computed by one task.
@@ -179,7 +184,7 @@ struct Job<'a> {
     kernel: &'a DepthwiseI8,
     g: &'a Sliding,
     input: &'a [i8],
-    padding: [i8; LINE_UNIT],
+    padding: [i8; MOST_STRIP],
     weights: &'a PackedDepthwiseI8,
     out: SharedOutput<'a>,
 }
@@ -239,7 +244,7 @@ impl Job<'_> {
         // starting values are those of a whole strip, and `sums` holds a strip for each pixel of a segment. The tile is
         // the caller's promise.
         unsafe {
-            kernel.sum_strip(&args);
+            kernel.sum_strip(&args, count);
             let tile = Tile {
                 row: row * g.out_width + pixels.start,
                 rows: pixels.len(),
@@ -281,8 +286,9 @@ impl Job<'_> {
                 inside.then(|| ((image * g.height + input_y.unsigned_abs()) * g.width + x) * g.channels)
             };
             let rows: [Option<usize>; 4] = std::array::from_fn(row_of);
-            for at in (0..count).step_by(LINE_UNIT) {
-                let lanes = LINE_UNIT.min(count - at);
+            let unit = self.kernel.unit();
+            for at in (0..count).step_by(unit) {
+                let lanes = unit.min(count - at);
                 let to = &mut scratch[(group * strip + at) * 4..];
                 let mut columns_of = |range: Range<usize>, inside: bool| {
                     let rows = rows.map(|row| row.filter(|_| inside).map(|row| row + channel + at));
@@ -304,10 +310,10 @@ impl Job<'_> {
         if columns == 0 {
             return;
         }
-        assert!(to.len() >= (columns - 1) * pitch + 4 * LINE_UNIT);
+        assert!(to.len() >= (columns - 1) * pitch + 4 * self.kernel.unit());
         let last = rows.iter().flatten().max().map_or(0, |row| row + (columns - 1) * c);
         // Lanes beyond the channels may hold anything, so a whole line is read where the input goes on.
-        if last + LINE_UNIT <= self.input.len() {
+        if last + self.kernel.unit() <= self.input.len() {
             let pointers = rows.map(|row| match row {
                 Some(row) => self.input[row..].as_ptr(),
                 None => self.padding.as_ptr(),

@@ -191,6 +191,14 @@ pub(crate) unsafe fn tile<D: Dot, const MR: usize, const NT: usize, const NVP: u
 /// `from` must be readable for `len` codes, and the line must have room for them in the chunk.
 pub(crate) type CopyFn = unsafe fn(line: *mut u8, at: usize, from: *const i8, len: usize);
 
+/// Copies rows of `len` codes, `from_stride` apart, to lines of packed A that are `to_pitch` apart, in order. Up to 63
+/// bytes behind each copied row are overwritten with anything.
+///
+/// # Safety
+/// Every row must be readable for `len` codes, and writable at its place for `len` rounded up to 64 bytes.
+pub(crate) type CopyRowsFn =
+    unsafe fn(to: *mut u8, to_pitch: usize, from: *const i8, from_stride: usize, rows: usize, len: usize);
+
 /// Sets `len` codes from the place of `k = at` of a line of packed A to one value.
 ///
 /// # Safety

@@ -2,7 +2,7 @@
 
 #[cfg(any(target_arch = "x86_64", target_arch = "aarch64"))]
 use super::dot::fill_wide;
-use super::dot::{CopyFn, Dot, FillFn, TileFn, fill_bytes};
+use super::dot::{CopyFn, CopyRowsFn, Dot, FillFn, TileFn, fill_bytes};
 use super::portable;
 use crate::cpu::IsaLevel;
 use crate::gemm_f32::micro::tile_table;
@@ -55,6 +55,8 @@ pub struct GemmI8 {
     wide: &'static [TileFn],
     pub(super) wide_panels: usize,
     pub(super) copy: CopyFn,
+    /// Copies many rows at once, where that is worth it.
+    pub(super) copy_rows: Option<CopyRowsFn>,
     pub(super) fill: FillFn,
 }
 
@@ -75,6 +77,7 @@ fn baseline() -> GemmI8 {
         wide: &[tile_fn::<1, 8>],
         wide_panels: 4,
         copy: portable::copy,
+        copy_rows: None,
         fill: fill_bytes::<0>,
     }
 }
@@ -95,6 +98,7 @@ fn of_architecture() -> Vec<GemmI8> {
         wide: &[wide_256::<1, 8>],
         wide_panels: 4,
         copy: x86_wide::copy_256,
+        copy_rows: None,
         fill: fill_wide,
     }));
     all.extend(AvxVnni::detect().map(|token| GemmI8 {
@@ -106,6 +110,7 @@ fn of_architecture() -> Vec<GemmI8> {
         wide: &[vnni_256::<1, 8>],
         wide_panels: 4,
         copy: x86_vnni::copy_256,
+        copy_rows: None,
         fill: fill_bytes::<0x80>,
     }));
     all.extend(Avx512::detect().map(|token| GemmI8 {
@@ -117,6 +122,7 @@ fn of_architecture() -> Vec<GemmI8> {
         wide: &[wide_512::<1, 8>, wide_512::<2, 8>],
         wide_panels: 4,
         copy: x86_wide::copy_512,
+        copy_rows: None,
         fill: fill_wide,
     }));
     all.extend(Avx512Vnni::detect().map(|token| GemmI8 {
@@ -128,6 +134,7 @@ fn of_architecture() -> Vec<GemmI8> {
         wide: &[vnni_512::<1, 8>, vnni_512::<2, 8>, vnni_512::<3, 8>],
         wide_panels: 4,
         copy: x86_vnni::copy_512,
+        copy_rows: Some(x86_vnni::copy_rows_512),
         fill: fill_bytes::<0x80>,
     }));
     all
@@ -147,6 +154,7 @@ fn of_architecture() -> Vec<GemmI8> {
         wide: &[tile_wide::<1, 4>],
         wide_panels: 2,
         copy: a64::copy_wide_fn,
+        copy_rows: None,
         fill: fill_wide,
     }));
     all.extend(NeonDotprod::detect().map(|token| GemmI8 {
@@ -158,6 +166,7 @@ fn of_architecture() -> Vec<GemmI8> {
         wide: &[tile_sdot::<1, 16>],
         wide_panels: 4,
         copy: a64::copy_sdot,
+        copy_rows: None,
         fill: fill_bytes::<0>,
     }));
     all.extend(NeonI8mm::detect().map(|token| GemmI8 {
@@ -169,6 +178,7 @@ fn of_architecture() -> Vec<GemmI8> {
         wide: &[tile_smmla::<1, 16>],
         wide_panels: 4,
         copy: a64::copy_smmla,
+        copy_rows: None,
         fill: a64::fill_smmla,
     }));
     all

@@ -164,6 +164,25 @@ impl Line<'_> {
         });
     }
 
+    /// Copies `rows` rows of `len` codes, which are `stride` apart in `data`, one after the other to `k = at` and
+    /// following. What lies behind them may be overwritten.
+    #[inline]
+    pub(crate) fn copy_rows(&mut self, at: usize, data: &[i8], stride: usize, rows: usize, len: usize) {
+        if let Some(copy) = self.kernel.copy_rows
+            && rows > 0
+            && at + rows * len <= self.per_chunk
+        {
+            assert!(at + rows * len <= self.k && data.len() >= (rows - 1) * stride + len);
+            // SAFETY: the kernel exists, so its instructions do; the rows were just checked, and the line has room for
+            // a chunk and a gap of 64 bytes.
+            unsafe { copy(self.start.add(at), len, data.as_ptr(), stride, rows, len) };
+            return;
+        }
+        for row in 0..rows {
+            self.copy(at + row * len, &data[row * stride..][..len]);
+        }
+    }
+
     /// Sets `len` codes from `k = at` on to one value.
     #[inline]
     pub(crate) fn fill(&mut self, at: usize, len: usize, value: i8) {
@@ -244,6 +263,25 @@ impl<'a> Block<'a> {
         }
     }
 
+    /// Fills the first `rows` lines from rows of `data` that are `stride` apart, if the kernel can copy them together.
+    fn copy_rows(&mut self, data: &[i8], stride: usize, rows: usize) -> bool {
+        let Some(copy) = self.kernel.copy_rows.filter(|_| rows > 0) else { return false };
+        assert!(data.len() >= (rows - 1) * stride + self.k);
+        assert!(
+            self.scratch.len() >= Self::bytes(self.kernel, rows, self.k) && self.chunk_pitch >= rows * LINE
+        );
+        for (chunk, first) in (0..self.k).step_by(self.per_chunk).enumerate() {
+            let len = self.per_chunk.min(self.k - first);
+            // SAFETY: the kernel exists, so its instructions do; rows and lines were just checked, and a line has room
+            // for a chunk and a gap of 64 bytes.
+            unsafe {
+                let to = self.scratch.as_mut_ptr().add(chunk * self.chunk_pitch);
+                copy(to, LINE, data.as_ptr().add(first), stride, rows, len);
+            }
+        }
+        true
+    }
+
     /// The first row of a tile.
     pub(super) fn tile(&self, row: usize) -> *const u8 {
         self.scratch[self.offset(row).min(self.scratch.len())..].as_ptr()
@@ -265,6 +303,11 @@ pub(crate) struct MatrixRows<'m> {
 
 impl RowSource for MatrixRows<'_> {
     fn pack(&self, rows: Range<usize>, block: &mut Block<'_>) {
+        if let Some(data) = self.data.get(rows.start * self.row_stride..)
+            && block.copy_rows(data, self.row_stride, rows.len())
+        {
+            return;
+        }
         for (index, row) in rows.enumerate() {
             block.line(index).copy(0, &self.data[row * self.row_stride..][..self.k]);
         }

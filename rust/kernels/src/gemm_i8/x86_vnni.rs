@@ -128,6 +128,37 @@ pub(super) unsafe fn copy_512(line: *mut u8, at: usize, from: *const i8, len: us
 }
 
 /// # Safety
+/// As [`CopyRowsFn`](super::dot::CopyRowsFn); the CPU has AVX-512.
+#[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx2,fma,f16c")]
+pub(super) unsafe fn copy_rows_512(
+    to: *mut u8,
+    to_pitch: usize,
+    from: *const i8,
+    from_stride: usize,
+    rows: usize,
+    len: usize,
+) {
+    let flip = _mm512_set1_epi8(-128);
+    let (whole, tail) = (len / 64 * 64, len % 64);
+    let mask = (1_u64 << tail) - 1;
+    for i in 0..rows {
+        // SAFETY: `len` codes of each row are read (masked lanes are not accessed), and whole vectors written; both are
+        // the caller's promise. Masked stores would be slow on some CPUs.
+        unsafe {
+            let (from, to) = (from.add(i * from_stride), to.add(i * to_pitch));
+            for at in (0..whole).step_by(64) {
+                let codes = _mm512_loadu_si512(from.add(at).cast());
+                _mm512_storeu_si512(to.add(at).cast(), _mm512_xor_si512(codes, flip));
+            }
+            if tail > 0 {
+                let codes = _mm512_maskz_loadu_epi8(mask, from.add(whole));
+                _mm512_storeu_si512(to.add(whole).cast(), _mm512_xor_si512(codes, flip));
+            }
+        }
+    }
+}
+
+/// # Safety
 /// As [`CopyFn`](super::dot::CopyFn); the CPU has AVX2.
 #[target_feature(enable = "avx2")]
 pub(super) unsafe fn copy_256(line: *mut u8, at: usize, from: *const i8, len: usize) {
