@@ -38,6 +38,7 @@ def _mnnq(model: str, feeds: dict[str, Any], outputs: list[str], options: dict[s
         "threads": options.get("threads", 1),
         "precision": options.get("precision", "normal"),
         "memory": "low" if options.get("memory_low") else "normal",
+        "int8": "compat",
     }
     return list(InferenceSession(model, chosen).run(outputs, {name: _narrow(a) for name, a in feeds.items()}))
 

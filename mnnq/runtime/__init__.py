@@ -5,6 +5,7 @@ from mnnq.runtime.benchmark import OperatorTime as OperatorTime
 from mnnq.runtime.benchmark import benchmark as benchmark
 from mnnq.runtime.session import Dynamic as Dynamic
 from mnnq.runtime.session import InferenceSession as InferenceSession
+from mnnq.runtime.session import Int8 as Int8
 from mnnq.runtime.session import Memory as Memory
 from mnnq.runtime.session import NodeArg as NodeArg
 from mnnq.runtime.session import Precision as Precision
@@ -15,6 +16,7 @@ __all__ = [
     "BenchmarkResult",
     "Dynamic",
     "InferenceSession",
+    "Int8",
     "Memory",
     "NodeArg",
     "OperatorTime",

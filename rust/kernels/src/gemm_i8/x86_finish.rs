@@ -4,6 +4,8 @@
 //! `trunc(x + copysign(0.5 - 2^-25, x))`. Only the clamping moves behind the rounding, where 64 bytes take one
 //! instruction; [`is_small`] makes sure that no value leaves 32 bits before.
 
+#![allow(clippy::manual_map, reason = "a closure would be compiled for the baseline")]
+
 use std::arch::x86_64::*;
 
 use super::epilogue::{Requantize, ResidualI8, Tile};
@@ -32,7 +34,15 @@ impl Lookup {
     fn load(table: &TableI8) -> Self {
         let codes = table.entries();
         // SAFETY: the table has four times 64 bytes; the callers run with AVX-512.
-        Self(std::array::from_fn(|i| unsafe { _mm512_loadu_si512(codes.as_ptr().add(64 * i).cast()) }))
+        unsafe {
+            let from = codes.as_ptr().cast::<__m512i>();
+            Self([
+                _mm512_loadu_si512(from),
+                _mm512_loadu_si512(from.add(1)),
+                _mm512_loadu_si512(from.add(2)),
+                _mm512_loadu_si512(from.add(3)),
+            ])
+        }
     }
 
     /// # Safety
@@ -133,6 +143,23 @@ unsafe fn codes(first: __m512i, second: __m512i, bounds: &Bounds) -> __m512i {
     }
 }
 
+/// Where the residual of a row starts.
+///
+/// # Safety
+/// Row and column lie inside the output.
+#[inline(always)]
+unsafe fn residual<'a>(
+    how: &Requantize<'a>,
+    row: usize,
+    column: usize,
+) -> Option<(ResidualI8<'a>, *const i8)> {
+    match how.residual {
+        // SAFETY: the residual was checked to have an element for each of the output.
+        Some(r) => Some((r, unsafe { r.data.as_ptr().add(row * r.row_stride + column) })),
+        None => None,
+    }
+}
+
 /// The whole groups of 32 columns of a tile; returns how many columns that are.
 ///
 /// # Safety
@@ -149,33 +176,41 @@ unsafe fn finish<const BIAS: bool, const RESIDUAL: bool, const TABLE: bool>(
     let whole = tile.columns - tile.columns % COLUMNS;
     // SAFETY: the parameters of the columns were checked; sums, residual and output are the caller's promise.
     unsafe {
-        let last = how.residual.map_or((how.zero, how.lo, how.hi), |r| (r.how.zero, r.how.lo, r.how.hi));
-        let (zero, lo, hi) = if RESIDUAL { last } else { (how.zero, how.lo, how.hi) };
+        let (zero, lo, hi) = match how.residual {
+            Some(r) if RESIDUAL => (r.how.zero, r.how.lo, r.how.hi),
+            _ => (how.zero, how.lo, how.hi),
+        };
         let bounds = Bounds {
             zero: _mm512_set1_epi16(zero as i16),
             lo: _mm512_set1_epi8(lo as i8),
             hi: _mm512_set1_epi8(hi as i8),
         };
-        let lookup = if TABLE { how.table.map(Lookup::load) } else { None };
+        let lookup = match how.table {
+            Some(table) if TABLE => Some(Lookup::load(table)),
+            _ => None,
+        };
         for j in (0..whole).step_by(COLUMNS) {
             let first = tile.column + j;
             let scale = &how.scale[first..first + COLUMNS];
-            let bias = if BIAS { &how.bias.unwrap_or(scale)[first..first + COLUMNS] } else { scale };
-            let pair = |v: &[f32]| [_mm512_loadu_ps(v.as_ptr()), _mm512_loadu_ps(v.as_ptr().add(16))];
-            let columns = Columns { scale: pair(scale), bias: pair(bias) };
-            let of_row = |i: usize| {
-                let residual = if RESIDUAL { how.residual } else { None };
-                let other = match residual {
-                    Some(r) => Some((r, r.data.as_ptr().add((tile.row + i) * r.row_stride + first))),
-                    None => None,
-                };
-                row::<BIAS, RESIDUAL>(acc.add(i * pitch + j), &columns, how, other)
+            let bias = match how.bias {
+                Some(bias) if BIAS => &bias[first..first + COLUMNS],
+                _ => scale,
+            };
+            let columns = Columns {
+                scale: [_mm512_loadu_ps(scale.as_ptr()), _mm512_loadu_ps(scale.as_ptr().add(16))],
+                bias: [_mm512_loadu_ps(bias.as_ptr()), _mm512_loadu_ps(bias.as_ptr().add(16))],
             };
             for i in (0..tile.rows).step_by(2) {
-                let first = of_row(i);
+                let from = acc.add(i * pitch + j);
                 let both = i + 1 < tile.rows;
-                let second = if both { of_row(i + 1) } else { first };
-                let mut out = codes(first, second, &bounds);
+                let upper = row::<BIAS, RESIDUAL>(from, &columns, how, residual(how, tile.row + i, first));
+                let lower = if both {
+                    let other = residual(how, tile.row + i + 1, first);
+                    row::<BIAS, RESIDUAL>(from.add(pitch), &columns, how, other)
+                } else {
+                    upper
+                };
+                let mut out = codes(upper, lower, &bounds);
                 if TABLE && let Some(lookup) = lookup {
                     out = lookup.apply(out);
                 }
