@@ -34,7 +34,7 @@ Run = Callable[[], Any]
 Feeds = dict[str, np.ndarray]
 
 #: Operators whose outputs get a scale of their own.
-SCALED = {"Convolution", "ConvolutionDepthwise", "BinaryOp", "UnaryOp", "Concat", "Scale", "Eltwise"}
+SCALED = {"Convolution", "ConvolutionDepthwise", "BinaryOp", "UnaryOp", "Concat", "Scale", "Eltwise", "ReLU6"}
 
 #: Operators whose outputs have the codes of their first input.
 SAME = {

@@ -236,6 +236,7 @@ def test_maxima_and_conversions_are_shared(tmp_path: Path) -> None:
     assert not compat.any()
     model.ops[-1:] = []
     model.outputs = ["a"]
+    del model.tensor_quant["y"]
     codes = to_codes(x, q).reshape(1, 4, 3, 2, 3, 2).transpose(0, 1, 2, 4, 3, 5).reshape(1, 4, 3, 3, 4)
     assert np.array_equal(outputs(model, x, tmp_path / "m.mnn"), real(codes.max(-1), q))
     unsigned = codes.astype(np.int8).view(np.uint8).max(-1).view(np.int8)

@@ -242,6 +242,65 @@ pub fn lookup_i8(
     Ok(())
 }
 
+/// Pixels that [`quantize_interleaved`] holds at a time.
+const PIXELS: usize = 1024;
+
+/// `out[b, p, c] = clamp(round(x[b, c, p] / scale) + zero, lo, hi)`: quantizes images of few channels and brings their channels
+/// together.
+///
+/// # Shapes
+/// `x`: `[batch, channels, pixels]`; `out`: `[batch, pixels, channels]`; at most 4 channels.
+///
+/// # Errors
+/// [`KernelError`] if a length does not fit, there are no channels or more than 4, or a parameter is no code.
+pub fn quantize_interleaved(
+    isa: VectorIsa,
+    codes: StaticCodes,
+    x: &[f32],
+    [channels, pixels]: [usize; 2],
+    out: &mut [i8],
+    executor: &dyn Executor,
+) -> Result<(), KernelError> {
+    const FAMILY: &str = "quantize_interleaved";
+    codes.check(FAMILY)?;
+    if !(1..=4).contains(&channels) {
+        return Err(KernelError::Value { kernel: FAMILY, what: "the channels are not 1 to 4" });
+    }
+    KernelError::check(FAMILY, "length of the codes", out.len(), x.len())?;
+    let image = channels * pixels;
+    if image == 0 {
+        return Ok(());
+    }
+    KernelError::check(FAMILY, "length of the input", x.len() % image, 0)?;
+    for (x, out) in x.chunks_exact(image).zip(out.chunks_exact_mut(image)) {
+        for_each_chunk(executor, out, PIXELS * channels, |index, out| {
+            let mut planes = [[0_i8; PIXELS]; 4];
+            let count = out.len() / channels;
+            for (c, plane) in planes.iter_mut().enumerate().take(channels) {
+                let from = &x[c * pixels + index * PIXELS..][..count];
+                crate::quantize_rows::quantize_slice(isa, codes, from, &mut plane[..count]);
+            }
+            match channels {
+                1 => out.copy_from_slice(&planes[0][..count]),
+                3 => {
+                    let [a, b, c, _] = &planes;
+                    for (out, ((a, b), c)) in out.chunks_exact_mut(3).zip(a.iter().zip(b).zip(c)) {
+                        (out[0], out[1], out[2]) = (*a, *b, *c);
+                    }
+                }
+                _ => {
+                    for (p, out) in out.chunks_exact_mut(channels).enumerate() {
+                        for (out, plane) in out.iter_mut().zip(&planes) {
+                            *out = plane[p];
+                        }
+                    }
+                }
+            }
+        });
+    }
+    Ok(())
+}
+
 /// Parameters of [`mul_i8`].
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct MulI8 {
@@ -578,6 +637,41 @@ mod tests {
                 );
             });
         }
+    }
+
+    #[test]
+    fn images_are_quantized_and_their_channels_brought_together() {
+        let codes = StaticCodes { scale: 0.03, zero: 5, lo: -128, hi: 100 };
+        let mut rng = Rng::new(3);
+        for channels in 1..=4 {
+            for pixels in [0, 1, 37, PIXELS, 2 * PIXELS + 5] {
+                let x = rng.floats(2 * channels * pixels, -5.0, 5.0);
+                let mut plain = vec![0; x.len()];
+                crate::quantize_rows::quantize_static(VectorIsa::Portable, codes, &x, &mut plain, &Serial)
+                    .unwrap();
+                crate::for_each_vector_isa!(|isa| {
+                    let mut out = Guarded::new(x.len(), 0, 3);
+                    quantize_interleaved(
+                        isa,
+                        codes,
+                        &x,
+                        [channels, pixels],
+                        out.get_mut(),
+                        &ScopedThreads(2),
+                    )
+                    .unwrap();
+                    out.check();
+                    for (i, &code) in plain.iter().enumerate() {
+                        let (b, c, p) = (i / (channels * pixels), i / pixels % channels, i % pixels);
+                        assert_eq!(out.get()[(b * pixels + p) * channels + c], code);
+                    }
+                });
+            }
+        }
+        assert!(
+            quantize_interleaved(VectorIsa::Portable, codes, &[0.0; 5], [5, 1], &mut [0; 5], &Serial)
+                .is_err()
+        );
     }
 
     #[test]

@@ -450,6 +450,11 @@ pub fn quantize_static(
     Ok(())
 }
 
+/// [`quantize_static`] of slices that are known to fit.
+pub(crate) fn quantize_slice(isa: VectorIsa, codes: StaticCodes, x: &[f32], out: &mut [i8]) {
+    isa.run(Quantize { codes, x, out });
+}
+
 struct Quantize<'a> {
     codes: StaticCodes,
     x: &'a [f32],

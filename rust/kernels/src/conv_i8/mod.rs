@@ -201,26 +201,29 @@ impl RowSource for Windows<'_> {
         let line_length = g.horizontal.kernel * self.channels;
         let interior = g.horizontal.interior(g.width, g.out_width);
         let interior_y = g.vertical.interior(g.height, g.out_height);
-        let advance = |x: &mut usize, y: &mut usize, image: &mut usize| {
-            *x += 1;
-            if *x == g.out_width {
-                (*x, *y) = (0, *y + 1);
-                if *y == g.out_height {
-                    (*y, *image) = (0, *image + 1);
-                }
-            }
-        };
-        for index in 0..rows.len() {
-            let mut line = block.line(index);
+        let mut index = 0;
+        while index < rows.len() {
             let (left, top) = (g.horizontal.start(x), g.vertical.start(y));
             if joined && interior.contains(&x) && interior_y.contains(&y) {
+                // Neighbouring windows that lie inside the image.
+                let lines = (interior.end - x).min(rows.len() - index);
                 let row = image * g.height + top.unsigned_abs();
                 let first = (row * g.width + left.unsigned_abs()) * g.channels;
-                let stride = g.vertical.dilation * g.width * g.channels;
-                line.copy_rows(0, &self.input[first..], stride, g.vertical.kernel, line_length);
-                advance(&mut x, &mut y, &mut image);
-                continue;
+                let size = [g.vertical.kernel, g.vertical.dilation * g.width * g.channels, line_length];
+                let step = g.horizontal.stride * g.channels;
+                if block.copy_windows([index, lines], &self.input[first..], step, size) {
+                    index += lines;
+                    x += lines;
+                    if x == g.out_width {
+                        (x, y) = (0, y + 1);
+                        if y == g.out_height {
+                            (y, image) = (0, image + 1);
+                        }
+                    }
+                    continue;
+                }
             }
+            let mut line = block.line(index);
             let taps = if interior.contains(&x) {
                 0..g.horizontal.kernel
             } else {
@@ -255,7 +258,14 @@ impl RowSource for Windows<'_> {
                     line.fill(at + after, line_length - after, self.padding);
                 }
             }
-            advance(&mut x, &mut y, &mut image);
+            index += 1;
+            x += 1;
+            if x == g.out_width {
+                (x, y) = (0, y + 1);
+                if y == g.out_height {
+                    (y, image) = (0, image + 1);
+                }
+            }
         }
     }
 }

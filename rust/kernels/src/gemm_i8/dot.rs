@@ -191,13 +191,25 @@ pub(crate) unsafe fn tile<D: Dot, const MR: usize, const NT: usize, const NVP: u
 /// `from` must be readable for `len` codes, and the line must have room for them in the chunk.
 pub(crate) type CopyFn = unsafe fn(line: *mut u8, at: usize, from: *const i8, len: usize);
 
-/// Copies rows of `len` codes, `from_stride` apart, to lines of packed A that are `to_pitch` apart, in order. Up to 63
-/// bytes behind each copied row are overwritten with anything.
+/// Rows of codes to be copied to lines of packed A: line `i` takes `rows` rows, `row_stride` apart from `from + i *
+/// from_step` on, one behind the other.
+pub(crate) struct CopyRows {
+    /// The place of the first row in the first line.
+    pub(crate) to: *mut u8,
+    pub(crate) lines: usize,
+    pub(crate) from: *const i8,
+    pub(crate) from_step: usize,
+    pub(crate) rows: usize,
+    pub(crate) row_stride: usize,
+    /// Codes of a row.
+    pub(crate) len: usize,
+}
+
+/// Copies rows to lines that are [`LINE`] apart. Up to 63 bytes behind each row are overwritten with anything.
 ///
 /// # Safety
 /// Every row must be readable for `len` codes, and writable at its place for `len` rounded up to 64 bytes.
-pub(crate) type CopyRowsFn =
-    unsafe fn(to: *mut u8, to_pitch: usize, from: *const i8, from_stride: usize, rows: usize, len: usize);
+pub(crate) type CopyRowsFn = unsafe fn(&CopyRows);
 
 /// Sets `len` codes from the place of `k = at` of a line of packed A to one value.
 ///

@@ -2,7 +2,7 @@
 
 use std::ops::Range;
 
-use super::dot::{CHUNK, LINE};
+use super::dot::{CHUNK, CopyRows, LINE};
 use super::kernels::GemmI8;
 use crate::aligned::AlignedBytes;
 use crate::epilogue::strided_len;
@@ -164,25 +164,6 @@ impl Line<'_> {
         });
     }
 
-    /// Copies `rows` rows of `len` codes, which are `stride` apart in `data`, one after the other to `k = at` and
-    /// following. What lies behind them may be overwritten.
-    #[inline]
-    pub(crate) fn copy_rows(&mut self, at: usize, data: &[i8], stride: usize, rows: usize, len: usize) {
-        if let Some(copy) = self.kernel.copy_rows
-            && rows > 0
-            && at + rows * len <= self.per_chunk
-        {
-            assert!(at + rows * len <= self.k && data.len() >= (rows - 1) * stride + len);
-            // SAFETY: the kernel exists, so its instructions do; the rows were just checked, and the line has room for
-            // a chunk and a gap of 64 bytes.
-            unsafe { copy(self.start.add(at), len, data.as_ptr(), stride, rows, len) };
-            return;
-        }
-        for row in 0..rows {
-            self.copy(at + row * len, &data[row * stride..][..len]);
-        }
-    }
-
     /// Sets `len` codes from `k = at` on to one value.
     #[inline]
     pub(crate) fn fill(&mut self, at: usize, len: usize, value: i8) {
@@ -276,8 +257,33 @@ impl<'a> Block<'a> {
             // for a chunk and a gap of 64 bytes.
             unsafe {
                 let to = self.scratch.as_mut_ptr().add(chunk * self.chunk_pitch);
-                copy(to, LINE, data.as_ptr().add(first), stride, rows, len);
+                let from = data.as_ptr().add(first);
+                copy(&CopyRows { to, lines: rows, from, from_step: stride, rows: 1, row_stride: 0, len });
             }
+        }
+        true
+    }
+
+    /// Fills `lines` lines from `first` on with windows: line `i` takes `rows` rows of `len` codes, `row_stride` apart
+    /// from `data[i * step]` on. `false`: the kernel cannot, and nothing was done.
+    pub(crate) fn copy_windows(
+        &mut self,
+        [first, lines]: [usize; 2],
+        data: &[i8],
+        step: usize,
+        [rows, row_stride, len]: [usize; 3],
+    ) -> bool {
+        let Some(copy) = self.kernel.copy_rows else { return false };
+        if self.k > self.per_chunk || lines == 0 || rows == 0 {
+            return false;
+        }
+        assert!(rows * len == self.k && data.len() >= (lines - 1) * step + (rows - 1) * row_stride + len);
+        assert!((first + lines) * LINE <= self.chunk_pitch && self.scratch.len() >= self.chunk_pitch);
+        // SAFETY: the kernel exists, so its instructions do; windows and lines were just checked, and a line has room
+        // for a chunk and a gap of 64 bytes.
+        unsafe {
+            let (to, from) = (self.scratch.as_mut_ptr().add(first * LINE), data.as_ptr());
+            copy(&CopyRows { to, lines, from, from_step: step, rows, row_stride, len });
         }
         true
     }

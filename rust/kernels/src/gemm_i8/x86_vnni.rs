@@ -4,7 +4,7 @@
 
 use std::arch::x86_64::*;
 
-use super::dot::{Dot, TileArgs, copy_bytes, tile};
+use super::dot::{CopyRows, Dot, LINE, TileArgs, copy_bytes, tile};
 use super::kernels::Geometry;
 
 /// A group of A in memory, broadcast where it is used.
@@ -130,29 +130,42 @@ pub(super) unsafe fn copy_512(line: *mut u8, at: usize, from: *const i8, len: us
 /// # Safety
 /// As [`CopyRowsFn`](super::dot::CopyRowsFn); the CPU has AVX-512.
 #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx2,fma,f16c")]
-pub(super) unsafe fn copy_rows_512(
-    to: *mut u8,
-    to_pitch: usize,
-    from: *const i8,
-    from_stride: usize,
-    rows: usize,
-    len: usize,
-) {
+pub(super) unsafe fn copy_rows_512(args: &CopyRows) {
+    let &CopyRows { to, lines, from, from_step, rows, row_stride, len } = args;
     let flip = _mm512_set1_epi8(-128);
     let (whole, tail) = (len / 64 * 64, len % 64);
     let mask = (1_u64 << tail) - 1;
-    for i in 0..rows {
-        // SAFETY: `len` codes of each row are read (masked lanes are not accessed), and whole vectors written; both are
-        // the caller's promise. Masked stores would be slow on some CPUs.
-        unsafe {
-            let (from, to) = (from.add(i * from_stride), to.add(i * to_pitch));
-            for at in (0..whole).step_by(64) {
-                let codes = _mm512_loadu_si512(from.add(at).cast());
-                _mm512_storeu_si512(to.add(at).cast(), _mm512_xor_si512(codes, flip));
+    // SAFETY: `len` codes of each row are read (masked lanes are not accessed), and whole vectors written; both are
+    // the caller's promise. Masked stores would be slow on some CPUs.
+    unsafe {
+        if len <= 16 {
+            let (mask, flip) = (((1_u32 << len) - 1) as u16, _mm512_castsi512_si128(flip));
+            for i in 0..lines {
+                let (mut from, mut to) = (from.add(i * from_step), to.add(i * LINE));
+                for _ in 0..rows {
+                    let codes = _mm_maskz_loadu_epi8(mask, from);
+                    _mm_storeu_si128(to.cast(), _mm_xor_si128(codes, flip));
+                    from = from.wrapping_add(row_stride);
+                    to = to.wrapping_add(len);
+                }
             }
-            if tail > 0 {
-                let codes = _mm512_maskz_loadu_epi8(mask, from.add(whole));
-                _mm512_storeu_si512(to.add(whole).cast(), _mm512_xor_si512(codes, flip));
+            return;
+        }
+        for i in 0..lines {
+            let (mut from, mut to) = (from.add(i * from_step), to.add(i * LINE));
+            for _ in 0..rows {
+                let mut at = 0;
+                while at < whole {
+                    let codes = _mm512_loadu_si512(from.add(at).cast());
+                    _mm512_storeu_si512(to.add(at).cast(), _mm512_xor_si512(codes, flip));
+                    at += 64;
+                }
+                if tail > 0 {
+                    let codes = _mm512_maskz_loadu_epi8(mask, from.add(whole));
+                    _mm512_storeu_si512(to.add(whole).cast(), _mm512_xor_si512(codes, flip));
+                }
+                from = from.wrapping_add(row_stride);
+                to = to.wrapping_add(len);
             }
         }
     }

@@ -3,13 +3,14 @@
 use std::borrow::Cow;
 use std::sync::Arc;
 
+use mnnq_kernels::elementwise_i8::quantize_interleaved;
 use mnnq_kernels::quantize_rows::{StaticCodes, dequantize_static, quantize_static};
 
 use super::super::epilogue::QuantInfo;
 use super::super::error::OpResult;
 use super::super::operator::{Facts, InferResult, Kernel, Layouts, Operator, PrepareContext, StepIo};
 use super::super::support::kernels;
-use crate::tensor::{DType, TensorDesc};
+use crate::tensor::{DType, Layout, TensorDesc};
 
 /// The operator `code = clamp(round(x / scale) + zero, min, max)`, rounding half away from zero.
 pub(crate) fn quantize(info: &QuantInfo) -> Arc<dyn Operator> {
@@ -34,18 +35,39 @@ impl Operator for Convert {
     }
 
     fn layouts(&self, inputs: &Facts<'_>, outputs: &[TensorDesc]) -> Layouts {
-        Layouts::follow(inputs, outputs.len())
+        let mut layouts = Layouts::follow(inputs, outputs.len());
+        // Images are wanted channels-last; with few channels that costs nothing here.
+        if self.to_codes && inputs.desc(0).is_ok_and(|desc| few_channels(&desc)) {
+            layouts.outputs.fill(Layout::ChannelsLast);
+        }
+        layouts
     }
 
-    fn prepare(&self, _: &PrepareContext<'_>) -> OpResult<Box<dyn Kernel>> {
-        Ok(Box::new(self.clone()))
+    fn prepare(&self, context: &PrepareContext<'_>) -> OpResult<Box<dyn Kernel>> {
+        let desc = context.inputs.desc(0)?;
+        let interleave = context.outputs[0].layout == Layout::ChannelsLast && few_channels(&desc);
+        let image = interleave.then(|| [desc.shape[1], desc.shape[2] * desc.shape[3]]);
+        Ok(Box::new(ConvertKernel { convert: self.clone(), image: image.filter(|_| self.to_codes) }))
     }
 }
 
-impl Kernel for Convert {
+/// Whether it is a row-major image of few channels.
+fn few_channels(desc: &TensorDesc) -> bool {
+    matches!(desc.shape.dims(), [_, 1..=4, _, _]) && desc.layout == Layout::Plain
+}
+
+struct ConvertKernel {
+    convert: Convert,
+    /// Channels and pixels of row-major images whose codes are to be channels-last.
+    image: Option<[usize; 2]>,
+}
+
+impl Kernel for ConvertKernel {
     fn label(&self) -> Cow<'static, str> {
         let isa = kernels().elementwise_f32.level();
-        if self.to_codes {
+        if self.image.is_some() {
+            format!("quantize f32 to int8 channels-last quantize_rows_{isa}").into()
+        } else if self.convert.to_codes {
             format!("quantize f32 to int8 quantize_rows_{isa}").into()
         } else {
             format!("dequantize int8 to f32 quantize_rows_{isa}").into()
@@ -56,10 +78,13 @@ impl Kernel for Convert {
         let isa = kernels().elementwise_f32;
         let input = io.input(0);
         let out = &mut io.outputs[0];
-        if self.to_codes {
-            quantize_static(isa, self.codes, input.data(), out.data(), io.parallel)?;
+        let codes = self.convert.codes;
+        if let Some(image) = self.image {
+            quantize_interleaved(isa, codes, input.data(), image, out.data(), io.parallel)?;
+        } else if self.convert.to_codes {
+            quantize_static(isa, codes, input.data(), out.data(), io.parallel)?;
         } else {
-            let StaticCodes { scale, zero, .. } = self.codes;
+            let StaticCodes { scale, zero, .. } = codes;
             dequantize_static(isa, scale, zero, input.data(), out.data(), io.parallel)?;
         }
         Ok(())
