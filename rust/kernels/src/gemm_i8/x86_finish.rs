@@ -5,6 +5,7 @@
 //! instruction; [`is_small`] makes sure that no value leaves 32 bits before.
 
 #![allow(clippy::manual_map, reason = "a closure would be compiled for the baseline")]
+#![allow(clippy::needless_range_loop, reason = "counted loops over registers are what the compiler unrolls")]
 
 use std::arch::x86_64::*;
 
