@@ -367,27 +367,28 @@ struct CodeTile {
 /// As [`SharedOutput::finish`].
 unsafe fn finish_codes(isa: VectorIsa, how: &Requantize<'_>, small: bool, tile: Tile, at: CodeTile) {
     let CodeTile { acc, pitch, to, stride } = at;
-    #[allow(unused_mut, reason = "only x86-64 has a kernel for whole groups of columns")]
-    let (mut done, mut looked_up) = (0, 0);
     #[cfg(target_arch = "x86_64")]
-    if small && matches!(isa, VectorIsa::Avx512(_)) && tile.columns >= super::x86_finish::COLUMNS {
+    let (done, looked_up) = if small && matches!(isa, VectorIsa::Avx512(_)) {
         let table = how.table.is_some() && crate::elementwise_i8::has_vbmi();
         // SAFETY: the token proves AVX-512, VBMI was asked for; the rest is the caller's promise.
-        done = unsafe { super::x86_finish::finish_rows(how, table, tile, acc, pitch, to, stride) };
-        looked_up = if table { done } else { 0 };
+        unsafe { super::x86_finish::finish_rows(how, table, tile, acc, pitch, to, stride) };
+        (true, table)
+    } else {
+        (false, false)
+    };
+    #[cfg(not(target_arch = "x86_64"))]
+    let (done, looked_up) = {
+        let _ = small;
+        (false, false)
+    };
+    if !done {
+        isa.run(FinishI8 { how, tile, acc, pitch, to, stride });
     }
-    let _ = small;
-    // SAFETY: the columns that are left of the tile that the caller lends.
-    unsafe {
-        if done < tile.columns {
-            let rest = Tile { column: tile.column + done, columns: tile.columns - done, ..tile };
-            isa.run(FinishI8 { how, tile: rest, acc: acc.add(done), pitch, to: to.add(done), stride });
-        }
-        if let Some(table) = how.table.filter(|_| looked_up < tile.columns) {
-            for i in 0..tile.rows {
-                let line = to.add(i * stride + looked_up);
-                table.apply(isa, std::slice::from_raw_parts_mut(line, tile.columns - looked_up));
-            }
+    if let Some(table) = how.table.filter(|_| !looked_up) {
+        for i in 0..tile.rows {
+            // SAFETY: a row of the tile, which the caller lends.
+            let line = unsafe { std::slice::from_raw_parts_mut(to.add(i * stride), tile.columns) };
+            table.apply(isa, line);
         }
     }
 }

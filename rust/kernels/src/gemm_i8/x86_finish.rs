@@ -1,4 +1,4 @@
-//! From sums to codes with AVX-512: two rows of 32 columns at a time, narrowed by saturating packs.
+//! From sums to codes with AVX-512: two rows of 32 columns or four of 16 at a time, narrowed by saturating packs.
 //!
 //! The same arithmetic as the portable epilogue, element by element: `cvt`, `mul`, `add`, and
 //! `trunc(x + copysign(0.5 - 2^-25, x))`. Only the clamping moves behind the rounding, where 64 bytes take one
@@ -12,8 +12,8 @@ use std::arch::x86_64::*;
 use super::epilogue::{Requantize, ResidualI8, Tile};
 use crate::elementwise_i8::TableI8;
 
-/// Columns that this file handles together.
-pub(crate) const COLUMNS: usize = 32;
+/// Columns of two vectors.
+const COLUMNS: usize = 32;
 
 /// Whether every value before clamping is far inside the range of `i32`, whatever the sums are.
 pub(super) fn is_small(how: &Requantize<'_>) -> bool {
@@ -60,11 +60,13 @@ impl Lookup {
     }
 }
 
-/// What is the same for all rows.
+/// What is the same for all rows of a vector of columns.
 #[derive(Clone, Copy)]
-struct Columns {
-    scale: [__m512; 2],
-    bias: [__m512; 2],
+struct Column {
+    scale: __m512,
+    bias: __m512,
+    /// The columns of the vector that there are.
+    mask: u16,
 }
 
 /// The constants of the rounding.
@@ -91,43 +93,44 @@ unsafe fn round_away(x: __m512) -> __m512i {
     }
 }
 
-/// One row of 32 codes, without their zero point, as 16-bit numbers in the order that packing leaves.
+/// The codes of a vector of columns of one row, without their zero point.
 ///
 /// # Safety
-/// `acc` is readable for 32 values and `residual` for as many codes; the CPU has AVX-512.
+/// `acc` and `residual` are readable for the columns that there are; the CPU has AVX-512.
 #[inline(always)]
-unsafe fn row<const BIAS: bool, const RESIDUAL: bool>(
+unsafe fn vector<const FULL: bool, const BIAS: bool, const RESIDUAL: bool>(
     acc: *const i32,
-    columns: &Columns,
+    column: &Column,
     how: &Requantize<'_>,
     residual: Option<(ResidualI8<'_>, *const i8)>,
 ) -> __m512i {
-    // SAFETY: the caller vouches for the memory and the instructions.
+    // SAFETY: the caller vouches for the memory and the instructions; masked lanes are not accessed.
     unsafe {
-        let mut codes = [_mm512_setzero_si512(); 2];
-        for v in 0..2 {
-            let sums = _mm512_loadu_si512(acc.add(16 * v).cast());
-            let mut value = _mm512_mul_ps(_mm512_cvtepi32_ps(sums), columns.scale[v]);
-            if BIAS {
-                value = _mm512_add_ps(value, columns.bias[v]);
-            }
-            codes[v] = round_away(value);
-            if RESIDUAL && let Some((r, from)) = residual {
-                let code = _mm512_max_epi32(codes[v], _mm512_set1_epi32(how.lo - how.zero));
+        let sums =
+            if FULL { _mm512_loadu_si512(acc.cast()) } else { _mm512_maskz_loadu_epi32(column.mask, acc) };
+        let mut value = _mm512_mul_ps(_mm512_cvtepi32_ps(sums), column.scale);
+        if BIAS {
+            value = _mm512_add_ps(value, column.bias);
+        }
+        let code = round_away(value);
+        match residual {
+            Some((r, from)) if RESIDUAL => {
+                let code = _mm512_max_epi32(code, _mm512_set1_epi32(how.lo - how.zero));
                 let code = _mm512_min_epi32(code, _mm512_set1_epi32(how.hi - how.zero));
                 let a = _mm512_add_epi32(code, _mm512_set1_epi32(how.zero - r.how.a_zero));
-                let b = _mm512_cvtepi8_epi32(_mm_loadu_si128(from.add(16 * v).cast()));
-                let b = _mm512_sub_epi32(b, _mm512_set1_epi32(r.how.b_zero));
+                let b =
+                    if FULL { _mm_loadu_si128(from.cast()) } else { _mm_maskz_loadu_epi8(column.mask, from) };
+                let b = _mm512_sub_epi32(_mm512_cvtepi8_epi32(b), _mm512_set1_epi32(r.how.b_zero));
                 let a = _mm512_mul_ps(_mm512_cvtepi32_ps(a), _mm512_set1_ps(r.how.a_scale));
                 let b = _mm512_mul_ps(_mm512_cvtepi32_ps(b), _mm512_set1_ps(r.how.b_scale));
-                codes[v] = round_away(_mm512_add_ps(a, b));
+                round_away(_mm512_add_ps(a, b))
             }
+            _ => code,
         }
-        _mm512_packs_epi32(codes[0], codes[1])
     }
 }
 
-/// Two packed rows as 64 codes: the first row in the lower half.
+/// Four vectors of codes, packed in pairs, as 64 codes in the order of the vectors.
 ///
 /// # Safety
 /// The CPU has AVX-512 BW.
@@ -161,7 +164,154 @@ unsafe fn residual<'a>(
     }
 }
 
-/// The whole groups of 32 columns of a tile; returns how many columns that are.
+/// All that the rows of a tile share.
+struct Job<'a, 'b> {
+    how: &'a Requantize<'b>,
+    tile: Tile,
+    acc: *const i32,
+    pitch: usize,
+    to: *mut i8,
+    stride: usize,
+    bounds: Bounds,
+    lookup: Option<Lookup>,
+}
+
+impl Job<'_, '_> {
+    /// The parameters of up to 16 columns from `j` on.
+    ///
+    /// # Safety
+    /// The CPU has AVX-512.
+    #[inline(always)]
+    unsafe fn column(&self, j: usize, count: usize) -> Column {
+        let (first, mask) = (self.tile.column + j, ((1_u32 << count) - 1) as u16);
+        let scale = &self.how.scale[first..first + count];
+        let bias = match self.how.bias {
+            Some(bias) => &bias[first..first + count],
+            None => scale,
+        };
+        // SAFETY: masked lanes are not accessed, the others are those of the slices.
+        unsafe {
+            let (scale, bias) =
+                (_mm512_maskz_loadu_ps(mask, scale.as_ptr()), _mm512_maskz_loadu_ps(mask, bias.as_ptr()));
+            Column { scale, bias, mask }
+        }
+    }
+
+    /// The codes of one row in the columns from `j` on.
+    ///
+    /// # Safety
+    /// Row and columns lie inside the tile, which the caller lends; the CPU has AVX-512.
+    #[inline(always)]
+    unsafe fn row<const FULL: bool, const BIAS: bool, const RESIDUAL: bool>(
+        &self,
+        i: usize,
+        j: usize,
+        column: &Column,
+    ) -> __m512i {
+        // SAFETY: inside the tile, as the caller promises.
+        unsafe {
+            let other = residual(self.how, self.tile.row + i, self.tile.column + j);
+            let acc = self.acc.add(i * self.pitch + j);
+            vector::<FULL, BIAS, RESIDUAL>(acc, column, self.how, other)
+        }
+    }
+
+    /// 64 codes of four vectors.
+    ///
+    /// # Safety
+    /// The CPU has AVX-512 BW, and VBMI if there is a function of codes.
+    #[inline(always)]
+    unsafe fn pack(&self, v: [__m512i; 4]) -> __m512i {
+        // SAFETY: the caller vouches for the instructions.
+        unsafe {
+            let out = codes(_mm512_packs_epi32(v[0], v[1]), _mm512_packs_epi32(v[2], v[3]), &self.bounds);
+            match self.lookup {
+                Some(lookup) => lookup.apply(out),
+                None => out,
+            }
+        }
+    }
+
+    /// 32 columns from `j` on.
+    ///
+    /// # Safety
+    /// As [`finish`].
+    #[inline(always)]
+    unsafe fn wide<const BIAS: bool, const RESIDUAL: bool>(&self, j: usize) {
+        // SAFETY: inside the tile, as the caller promises.
+        unsafe {
+            let (a, b) = (self.column(j, 16), self.column(j + 16, 16));
+            let mut i = 0;
+            while i < self.tile.rows {
+                let next = (i + 1).min(self.tile.rows - 1);
+                let out = self.pack([
+                    self.row::<true, BIAS, RESIDUAL>(i, j, &a),
+                    self.row::<true, BIAS, RESIDUAL>(i, j + 16, &b),
+                    self.row::<true, BIAS, RESIDUAL>(next, j, &a),
+                    self.row::<true, BIAS, RESIDUAL>(next, j + 16, &b),
+                ]);
+                let to = self.to.add(j);
+                _mm256_storeu_si256(to.add(next * self.stride).cast(), _mm512_extracti64x4_epi64::<1>(out));
+                _mm256_storeu_si256(to.add(i * self.stride).cast(), _mm512_castsi512_si256(out));
+                i += 2;
+            }
+        }
+    }
+
+    /// Up to 16 columns from `j` on.
+    ///
+    /// # Safety
+    /// As [`finish`].
+    #[inline(always)]
+    unsafe fn narrow<const FULL: bool, const BIAS: bool, const RESIDUAL: bool>(
+        &self,
+        j: usize,
+        count: usize,
+    ) {
+        // SAFETY: inside the tile, as the caller promises.
+        unsafe {
+            let column = self.column(j, count);
+            let last = self.tile.rows - 1;
+            let mut i = 0;
+            while i <= last {
+                let rows = [i, (i + 1).min(last), (i + 2).min(last), (i + 3).min(last)];
+                let out = self.pack([
+                    self.row::<FULL, BIAS, RESIDUAL>(rows[0], j, &column),
+                    self.row::<FULL, BIAS, RESIDUAL>(rows[1], j, &column),
+                    self.row::<FULL, BIAS, RESIDUAL>(rows[2], j, &column),
+                    self.row::<FULL, BIAS, RESIDUAL>(rows[3], j, &column),
+                ]);
+                let to = self.to.add(j);
+                store::<FULL>(to.add(rows[3] * self.stride), _mm512_extracti32x4_epi32::<3>(out), count);
+                store::<FULL>(to.add(rows[2] * self.stride), _mm512_extracti32x4_epi32::<2>(out), count);
+                store::<FULL>(to.add(rows[1] * self.stride), _mm512_extracti32x4_epi32::<1>(out), count);
+                store::<FULL>(to.add(rows[0] * self.stride), _mm512_castsi512_si128(out), count);
+                i += 4;
+            }
+        }
+    }
+}
+
+/// The first `count` codes, 16 if `FULL`.
+///
+/// # Safety
+/// `to` is writable for so many codes; the CPU has AVX-512.
+#[inline(always)]
+unsafe fn store<const FULL: bool>(to: *mut i8, codes: __m128i, count: usize) {
+    // SAFETY: the caller vouches for the memory.
+    unsafe {
+        if FULL {
+            _mm_storeu_si128(to.cast(), codes);
+        } else if count == 8 {
+            // Masked stores are slow on some CPUs.
+            _mm_storel_epi64(to.cast(), codes);
+        } else {
+            _mm_mask_storeu_epi8(to, ((1_u32 << count) - 1) as u16, codes);
+        }
+    }
+}
+
+/// The codes of a tile.
 ///
 /// # Safety
 /// As [`SharedOutput::finish`](super::epilogue::SharedOutput::finish); the CPU has AVX-512, and VBMI if `TABLE`.
@@ -173,14 +323,16 @@ unsafe fn finish<const BIAS: bool, const RESIDUAL: bool, const TABLE: bool>(
     pitch: usize,
     to: *mut i8,
     stride: usize,
-) -> usize {
-    let whole = tile.columns - tile.columns % COLUMNS;
+) {
+    if tile.rows == 0 {
+        return;
+    }
+    let (zero, lo, hi) = match how.residual {
+        Some(r) if RESIDUAL => (r.how.zero, r.how.lo, r.how.hi),
+        _ => (how.zero, how.lo, how.hi),
+    };
     // SAFETY: the parameters of the columns were checked; sums, residual and output are the caller's promise.
     unsafe {
-        let (zero, lo, hi) = match how.residual {
-            Some(r) if RESIDUAL => (r.how.zero, r.how.lo, r.how.hi),
-            _ => (how.zero, how.lo, how.hi),
-        };
         let bounds = Bounds {
             zero: _mm512_set1_epi16(zero as i16),
             lo: _mm512_set1_epi8(lo as i8),
@@ -190,40 +342,20 @@ unsafe fn finish<const BIAS: bool, const RESIDUAL: bool, const TABLE: bool>(
             Some(table) if TABLE => Some(Lookup::load(table)),
             _ => None,
         };
-        for j in (0..whole).step_by(COLUMNS) {
-            let first = tile.column + j;
-            let scale = &how.scale[first..first + COLUMNS];
-            let bias = match how.bias {
-                Some(bias) if BIAS => &bias[first..first + COLUMNS],
-                _ => scale,
-            };
-            let columns = Columns {
-                scale: [_mm512_loadu_ps(scale.as_ptr()), _mm512_loadu_ps(scale.as_ptr().add(16))],
-                bias: [_mm512_loadu_ps(bias.as_ptr()), _mm512_loadu_ps(bias.as_ptr().add(16))],
-            };
-            for i in (0..tile.rows).step_by(2) {
-                let from = acc.add(i * pitch + j);
-                let both = i + 1 < tile.rows;
-                let upper = row::<BIAS, RESIDUAL>(from, &columns, how, residual(how, tile.row + i, first));
-                let lower = if both {
-                    let other = residual(how, tile.row + i + 1, first);
-                    row::<BIAS, RESIDUAL>(from.add(pitch), &columns, how, other)
-                } else {
-                    upper
-                };
-                let mut out = codes(upper, lower, &bounds);
-                if TABLE && let Some(lookup) = lookup {
-                    out = lookup.apply(out);
-                }
-                let to = to.add(i * stride + j);
-                _mm256_storeu_si256(to.cast(), _mm512_castsi512_si256(out));
-                if both {
-                    _mm256_storeu_si256(to.add(stride).cast(), _mm512_extracti64x4_epi64::<1>(out));
-                }
+        let job = Job { how, tile, acc, pitch, to, stride, bounds, lookup };
+        let mut j = 0;
+        while j + COLUMNS <= tile.columns {
+            job.wide::<BIAS, RESIDUAL>(j);
+            j += COLUMNS;
+        }
+        while j < tile.columns {
+            match tile.columns - j {
+                16.. => job.narrow::<true, BIAS, RESIDUAL>(j, 16),
+                count => job.narrow::<false, BIAS, RESIDUAL>(j, count),
             }
+            j += 16;
         }
     }
-    whole
 }
 
 /// A variant compiled for its instructions.
@@ -239,7 +371,7 @@ macro_rules! variant {
             pitch: usize,
             to: *mut i8,
             stride: usize,
-        ) -> usize {
+        ) {
             // SAFETY: the caller keeps the contract.
             unsafe { finish::<BIAS, RESIDUAL, $table>(how, tile, acc, pitch, to, stride) }
         }
@@ -262,7 +394,7 @@ pub(super) unsafe fn finish_rows(
     pitch: usize,
     to: *mut i8,
     stride: usize,
-) -> usize {
+) {
     let kernel = match (how.bias.is_some(), how.residual.is_some(), table) {
         (false, false, false) => plain::<false, false>,
         (true, false, false) => plain::<true, false>,
