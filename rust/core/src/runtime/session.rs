@@ -321,8 +321,12 @@ impl Session {
             Err(error) => refused = Some(error),
         })?;
         refused.map_or(Ok(()), Err)?;
-        let absent = || RuntimeError::Internal { problem: "an output was not computed".to_owned() };
-        found.into_iter().map(|tensor| tensor.ok_or_else(absent)).collect()
+        let mut tensors = Vec::with_capacity(found.len());
+        for tensor in found {
+            let absent = || RuntimeError::Internal { problem: "an output was not computed".to_owned() };
+            tensors.push(tensor.ok_or_else(absent)?);
+        }
+        Ok(tensors)
     }
 
     fn visit(
