@@ -265,9 +265,13 @@ def _print(entry: dict[str, Any]) -> None:
     times = entry["milliseconds"]
     peers = [values for name, values in times.items() if not name.startswith("mnnq")]
     best = [min(column) for column in zip(*peers, strict=True)] or [float("nan")] * 2
-    print(f"{entry['model']}, {entry['threads']} threads: median and smallest, each over that of the best peer")
+    print(
+        f"{entry['model']}, {entry['threads']} threads: median and smallest, each over that of the best peer"
+    )
     for name, (median, least) in times.items():
-        print(f"    {name:18s} {median:9.3f} ms {median / best[0]:6.2f}   {least:9.3f} ms {least / best[1]:6.2f}")
+        print(
+            f"    {name:18s} {median:9.3f} ms {median / best[0]:6.2f}   {least:9.3f} ms {least / best[1]:6.2f}"
+        )
 
 
 if __name__ == "__main__":
