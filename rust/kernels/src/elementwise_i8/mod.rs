@@ -172,6 +172,7 @@ impl TableI8 {
     }
 
     /// Results of the codes from -128 on.
+    #[cfg(target_arch = "x86_64")]
     pub(crate) fn entries(&self) -> &[i8; 256] {
         &self.0
     }
