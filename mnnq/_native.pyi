@@ -545,6 +545,8 @@ class NativeSession:
         Number of input shapes whose plans are kept.
     fuse
         Fuse element-wise operators into the operator before them.
+    max_loop_iterations
+        Iterations that all loops of one run may take together.
     """
 
     def __new__(
@@ -558,6 +560,7 @@ class NativeSession:
         int8: str = "exact",
         plan_cache: int = 16,
         fuse: bool = True,
+        max_loop_iterations: int = 1 << 20,
     ) -> NativeSession: ...
     def inputs(self) -> list[tuple[str, str | None, list[int] | None]]:
         """Inputs: name, dtype, shape (-1 for lengths that vary), as tuples."""

@@ -49,6 +49,8 @@ fn supported_operators() -> Vec<String> {
 ///     Number of input shapes whose plans are kept.
 /// fuse
 ///     Fuse element-wise operators into the operator before them.
+/// max_loop_iterations
+///     Iterations that all loops of one run may take together.
 #[pyclass(frozen, module = "mnnq._native")]
 pub(crate) struct NativeSession {
     pub(crate) session: Session,
@@ -59,7 +61,7 @@ pub(crate) struct NativeSession {
 impl NativeSession {
     #[new]
     #[allow(clippy::too_many_arguments, reason = "keyword arguments of Python")]
-    #[pyo3(signature = (source, *, threads = 1, precision = "normal", memory = "normal", dynamic = "auto", int8 = "exact", plan_cache = 16, fuse = true))]
+    #[pyo3(signature = (source, *, threads = 1, precision = "normal", memory = "normal", dynamic = "auto", int8 = "exact", plan_cache = 16, fuse = true, max_loop_iterations = 1 << 20))]
     fn new(
         py: Python<'_>,
         source: &Bound<'_, PyAny>,
@@ -70,6 +72,7 @@ impl NativeSession {
         int8: &str,
         plan_cache: usize,
         fuse: bool,
+        max_loop_iterations: u64,
     ) -> PyResult<Self> {
         let unknown = |key, got: &str, wanted: &str| {
             raise(
@@ -101,7 +104,16 @@ impl NativeSession {
             "compat" => Int8Mode::Compat,
             other => return Err(unknown("int8", other, "exact or compat")),
         };
-        let options = SessionOptions { threads, precision, memory, dynamic, int8, plan_cache, fuse };
+        let options = SessionOptions {
+            threads,
+            precision,
+            memory,
+            dynamic,
+            int8,
+            plan_cache,
+            fuse,
+            max_loop_iterations,
+        };
         let (session, file) = if let Ok(bytes) = source.cast::<PyBytes>() {
             let bytes = bytes.as_bytes().to_vec();
             (py.detach(|| Session::from_bytes(bytes, options)), None)

@@ -10,6 +10,7 @@ use smallvec::SmallVec;
 use super::error::{OpError, OpResult};
 use super::operator::{Facts, InferError, InferResult, Kernel, Operator, PrepareContext, StepIo};
 use super::registry::{OpSource, Subgraphs};
+use crate::runtime::arena::require_memory;
 use crate::runtime::error::RuntimeError;
 use crate::runtime::executor::{Executor, Request};
 use crate::runtime::parallel::Parallel;
@@ -54,10 +55,15 @@ impl Body {
         let descs: Vec<TensorDesc> = inputs.iter().map(TensorView::desc).collect();
         let plan = self.plan(&descs, &[])?;
         let mut found = vec![None; self.outputs.len()];
-        self.run(&plan, inputs, parallel, &mut |position, view| {
-            found[position] = Some(Tensor::from_view(view))
+        let mut refused = None;
+        self.run(&plan, inputs, parallel, &mut |position, view| match require_memory(view.bytes().len()) {
+            Ok(()) => found[position] = Some(Tensor::from_view(view)),
+            Err(error) => refused = Some(error),
         })?;
-        Ok(found.into_iter().flatten().collect())
+        match refused {
+            Some(error) => Err(self.error(&error)),
+            None => Ok(found.into_iter().flatten().collect()),
+        }
     }
 
     /// Descriptions of the outputs if they follow from those of the inputs.
@@ -373,8 +379,10 @@ impl Operator for Loop {
         let mut carried: Vec<Tensor> =
             (0..self.carried).map(|i| input(2 + i).map(Tensor::from_view)).collect::<OpResult<_>>()?;
         let mut stacks: Vec<Vec<Tensor>> = vec![Vec::new(); self.scans];
+        let (mut stacked, mut room) = (0_usize, 0);
         let mut step = 0_i32;
         while i64::from(step) < limit && truth(condition.view())? {
+            parallel.take_iterations(1)?;
             let iteration = Tensor::scalar(step);
             let mut views: Views<'_> = smallvec::smallvec![iteration.view(), condition.view()];
             views.extend(carried.iter().map(Tensor::view));
@@ -383,7 +391,13 @@ impl Operator for Loop {
             condition = outputs.next().unwrap_or(condition);
             carried = outputs.by_ref().take(self.carried).collect();
             for (stack, tensor) in stacks.iter_mut().zip(outputs) {
+                stacked += tensor.bytes().len();
                 stack.push(tensor);
+            }
+            // They will be copied once; so there must be room for as many bytes again, and for the next iterations.
+            if stacked > room {
+                room = 2 * stacked;
+                require_memory(room + stacked).map_err(|error| self.body.error(&error))?;
             }
             step += 1;
         }
@@ -434,6 +448,10 @@ impl Kernel for LoopKernel {
         let (trips, mut condition) = (io.input(0), io.input(1));
         let trips = *Tensor::from_view(trips).integers().unwrap_or_default().first().unwrap_or(&0);
         let runs = truth(condition)?;
+        if runs {
+            // The condition is known to hold, so all of them will run.
+            io.parallel.take_iterations(u64::try_from(trips).unwrap_or(0))?;
+        }
         let ones = ones(condition.desc())?;
         condition = ones.view();
         let n = self.carried.len();
@@ -568,6 +586,7 @@ impl Operator for While {
             if !truth(decision.view())? {
                 break;
             }
+            parallel.take_iterations(1)?;
             let views: Views<'_> = state.iter().map(Tensor::view).collect();
             let outputs = self.body.evaluate(&views, parallel)?;
             drop(views);

@@ -51,6 +51,7 @@ mod special;
 mod unary;
 mod volume;
 
+pub(crate) use conv::join_groups;
 pub use epilogue::{Activation, BoundEpilogue, CodeStep, Epilogue, EpilogueStep, QuantInfo};
 pub use error::{OpError, OpResult};
 pub use operator::{

@@ -311,12 +311,13 @@ impl Session {
         let plan = self.executor.plan(&request)?;
         let mut found: Vec<Option<Tensor>> = vec![None; wanted.len()];
         let mut refused = None;
-        self.parallel.install(|| {
-            self.executor.run(&plan, &views, &self.parallel, observer, &mut |position, view| {
-                match require_memory(view.bytes().len()) {
-                    Ok(()) => found[position] = Some(Tensor::from_view(view)),
-                    Err(error) => refused = Some(error),
-                }
+        let parallel = self.parallel.for_run(self.options.max_loop_iterations);
+        parallel.install(|| {
+            self.executor.run(&plan, &views, &parallel, observer, &mut |position, view| match require_memory(
+                view.bytes().len(),
+            ) {
+                Ok(()) => found[position] = Some(Tensor::from_view(view)),
+                Err(error) => refused = Some(error),
             })
         })?;
         if let Some(error) = refused {
