@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from dataclasses import dataclass
+from typing import Any
 
 
 @dataclass(frozen=True)
@@ -55,6 +56,15 @@ class ImportReport:
     def left_float(self) -> tuple[ImportedLayer, ...]:
         """Layers that compute in float."""
         return tuple(layer for layer in self.layers if not layer.integer)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values for JSON."""
+        return {
+            "int8": [layer.name for layer in self.integer],
+            "float": [{"name": layer.name, "reason": layer.reason} for layer in self.left_float],
+            "described": self.described,
+            "rounded": [{"name": name, "reason": reason} for name, reason in self.rounded],
+        }
 
     def summary(self) -> list[str]:
         """Lines for people: how many layers are int8, which are not and why."""
