@@ -83,6 +83,9 @@ def quantize_offline(
         to leave float.
     """
     config = config or OfflineConfig()
+    if model.imported is not None:
+        msg = "the source is quantized already; load it with qdq='float' (--qdq float) to choose scales anew"
+        raise QuantizationError(msg)
     match_skips(model, config.skip)
     start = time.perf_counter()
     found = calibrate(model, dataset, config, executor=executor, progress=progress)
