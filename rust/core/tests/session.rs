@@ -373,3 +373,59 @@ fn branches_are_chosen_by_contents_and_may_differ_in_shape() {
         assert_eq!(outputs[1].data::<f32>(), want.iter().map(|v| v * v).collect::<Vec<_>>());
     }
 }
+
+/// A split of 12 channels, a convolution (3 x 3) for each third, their concatenation and a ReLU.
+fn spelt_out_groups(options: SessionOptions) -> Session {
+    let mut b = Builder::default();
+    b.input("x", DataType::DT_FLOAT, &[1, 12, 7, 9]);
+    let mut cut = Table::new(TableKind::Slice);
+    cut.set(slice::AXIS, 1).set(slice::SLICE_POINTS, vec![4, 4, 4]).set(slice::SOURCE_TYPE, NetSource::ONNX);
+    b.op(OpType::Slice, &["x"], &["x0", "x1", "x2"], Some(cut));
+    for group in 0..3 {
+        let mut common = Table::new(TableKind::Convolution2DCommon);
+        common.set(convolution2d_common::KERNEL_X, 3).set(convolution2d_common::KERNEL_Y, 3);
+        common.set(convolution2d_common::PAD_X, 1).set(convolution2d_common::PAD_Y, 1);
+        common.set(convolution2d_common::OUTPUT_COUNT, 5).set(convolution2d_common::INPUT_COUNT, 4);
+        let mut table = Table::new(TableKind::Convolution2D);
+        table.set(convolution2d::COMMON, common);
+        let weights: Vec<f32> = (0..180).map(|i| ((i * 7 + group * 5) % 11) as f32 - 5.0).collect();
+        table.set(convolution2d::WEIGHT, weights);
+        table.set(convolution2d::BIAS, (0..5).map(|i| (i + group) as f32).collect::<Vec<f32>>());
+        b.op(OpType::Convolution, &[&format!("x{group}")], &[&format!("y{group}")], Some(table));
+    }
+    let mut along = Table::new(TableKind::Axis);
+    along.set(axis::AXIS, 1);
+    b.op(OpType::Concat, &["y0", "y1", "y2"], &["joined"], Some(along));
+    b.op(OpType::ReLU, &["joined"], &["y"], None);
+    b.session(&["y"], options).unwrap()
+}
+
+#[test]
+fn groups_that_are_spelt_out_run_as_one_convolution() {
+    let x = floats(&[1, 12, 7, 9], &(0..756).map(|i| (i % 13) as f32 - 6.0).collect::<Vec<f32>>());
+    let plain = spelt_out_groups(SessionOptions { fuse: false, ..SessionOptions::default() });
+    let want = run(&plain, &[("x", &x)]);
+    // Sums of small integers are exact, so that the outputs are the same to the bit.
+    for seen_before in [false, true] {
+        let session = spelt_out_groups(SessionOptions::default());
+        let mut names = Vec::new();
+        if seen_before {
+            let mut see = |name: &str, _: TensorView<'_>| names.push(name.to_owned());
+            assert_eq!(session.observe(&[("x", x.view())], &[], &mut see).unwrap(), want);
+            assert!(["x1", "y2", "joined"].iter().all(|name| names.iter().any(|seen| seen == name)));
+        }
+        assert_eq!(run(&session, &[("x", &x)]), want);
+        let profile = session.profile();
+        assert!(profile.iter().any(|step| step.kernel.contains("3 groups in one")), "{profile:?}");
+        assert!(profile.iter().any(|step| step.op_type == "Slice") == seen_before);
+        // The weights of a part are still to be had when somebody wants to see it.
+        let mut part = None;
+        let mut see = |_: &str, view: TensorView<'_>| part = Some(Tensor::from_view(view));
+        assert_eq!(session.watch(&[("x", x.view())], &[], &["y1"], &mut see).unwrap(), want);
+        let mut of_plain = None;
+        let mut see = |_: &str, view: TensorView<'_>| of_plain = Some(Tensor::from_view(view));
+        plain.watch(&[("x", x.view())], &[], &["y1"], &mut see).unwrap();
+        assert_eq!(part, of_plain);
+        assert!(part.is_some());
+    }
+}

@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use mnnq_core::runtime::{
     DynamicMode, Int8Mode, MemoryMode, PrecisionMode, RuntimeError, Session, SessionOptions, TensorInfo,
 };
-use mnnq_core::tensor::{DType, Element as TensorElement, Layout, Shape, Tensor, TensorDesc, TensorView};
+use mnnq_core::tensor::{DType, Element as TensorElement, Layout, Shape, TensorDesc, TensorView};
 use numpy::{Element, PyArray1, PyArrayDyn, PyArrayMethods, PyReadonlyArrayDyn, PyUntypedArrayMethods};
 use pyo3::exceptions::{PyMemoryError, PyTypeError};
 use pyo3::prelude::*;
@@ -302,7 +302,7 @@ impl NativeSession {
         let names: Vec<&str> = names.iter().map(String::as_str).collect();
         let mut failed: Option<PyErr> = None;
         let result = match observer {
-            None => py.detach(|| self.session.run(&views, &names)),
+            None => return self.run_into_arrays(py, &views, &names),
             Some(observer) => {
                 let mut show = |name: &str, view: TensorView<'_>| {
                     if failed.is_none() {
@@ -320,14 +320,43 @@ impl NativeSession {
             return Err(error);
         }
         let outputs = result.map_err(|error| from_runtime(py, error, self.file.clone()))?;
-        outputs.iter().map(|tensor| array(py, tensor)).collect()
+        outputs.iter().map(|tensor| array(py, tensor.view())).collect()
+    }
+
+    /// Runs the model; each output is copied once, from the memory of the run into its array.
+    fn run_into_arrays<'py>(
+        &self,
+        py: Python<'py>,
+        feeds: &[(&str, TensorView<'_>)],
+        names: &[&str],
+    ) -> PyResult<Vec<Bound<'py, PyAny>>> {
+        let mut arrays: Vec<Option<Py<PyAny>>> = Vec::new();
+        let mut failed: Option<PyErr> = None;
+        let mut consume = |position: usize, view: TensorView<'_>| {
+            if failed.is_some() {
+                return;
+            }
+            if arrays.len() <= position {
+                arrays.resize_with(position + 1, || None);
+            }
+            match Python::attach(|py| array(py, view).map(Bound::unbind)) {
+                Ok(array) => arrays[position] = Some(array),
+                Err(error) => failed = Some(error),
+            }
+        };
+        let result = py.detach(|| self.session.run_into(feeds, names, &mut consume));
+        if let Some(error) = failed {
+            return Err(error);
+        }
+        result.map_err(|error| from_runtime(py, error, self.file.clone()))?;
+        Ok(arrays.into_iter().flatten().map(|array| array.into_bound(py)).collect())
     }
 }
 
 /// A new array with the contents.
-fn array<'py>(py: Python<'py>, tensor: &Tensor) -> PyResult<Bound<'py, PyAny>> {
-    let desc = tensor.desc();
-    flat(py, tensor.view())?.call_method1("reshape", (desc.shape.dims().to_vec(),))
+fn array<'py>(py: Python<'py>, view: TensorView<'_>) -> PyResult<Bound<'py, PyAny>> {
+    let dims = view.desc().shape.dims().to_vec();
+    flat(py, view)?.call_method1("reshape", (dims,))
 }
 
 /// A new array in the logical shape, whose memory has the order of the view's layout.

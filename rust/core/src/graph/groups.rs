@@ -7,6 +7,7 @@ use std::sync::Arc;
 
 use super::{Graph, ValueId};
 use crate::ops::{Operator, join_groups};
+use crate::runtime::config::SessionOptions;
 
 /// A grouped convolution in pieces; positions of nodes.
 pub(crate) struct GroupedConv {
@@ -18,7 +19,7 @@ pub(crate) struct GroupedConv {
 }
 
 /// All of a graph.
-pub(crate) fn find(graph: &Graph) -> Vec<GroupedConv> {
+pub(crate) fn find(graph: &Graph, options: &SessionOptions) -> Vec<GroupedConv> {
     let mut uses = vec![0_usize; graph.names.len()];
     let mut producer: Vec<Option<usize>> = vec![None; graph.names.len()];
     for (index, node) in graph.nodes.iter().enumerate() {
@@ -26,11 +27,16 @@ pub(crate) fn find(graph: &Graph) -> Vec<GroupedConv> {
         node.outputs.iter().for_each(|&value| producer[value] = Some(index));
     }
     graph.outputs.iter().for_each(|&value| uses[value] += 1);
-    (0..graph.nodes.len()).filter_map(|concat| at(graph, concat, &uses, &producer)).collect()
+    (0..graph.nodes.len()).filter_map(|concat| at(graph, concat, (&uses, &producer), options)).collect()
 }
 
 /// The grouped convolution that ends in this node.
-fn at(graph: &Graph, concat: usize, uses: &[usize], producer: &[Option<usize>]) -> Option<GroupedConv> {
+fn at(
+    graph: &Graph,
+    concat: usize,
+    (uses, producer): (&[usize], &[Option<usize>]),
+    options: &SessionOptions,
+) -> Option<GroupedConv> {
     let node = &graph.nodes[concat];
     if node.inputs.len() < 2 || node.outputs.len() != 1 {
         return None;
@@ -52,6 +58,7 @@ fn at(graph: &Graph, concat: usize, uses: &[usize], producer: &[Option<usize>]) 
     }
     let operators: Vec<&dyn Operator> =
         parts.iter().map(|&part| graph.nodes[part].operator.as_ref()).collect();
-    let operator = join_groups(graph.nodes[split].operator.as_ref(), &operators, node.operator.as_ref())?;
+    let operator =
+        join_groups(graph.nodes[split].operator.as_ref(), &operators, node.operator.as_ref(), options)?;
     Some(GroupedConv { split, parts, concat, operator })
 }

@@ -85,13 +85,18 @@ pub(crate) fn join_groups(
     split: &dyn Operator,
     parts: &[&dyn Operator],
     concat: &dyn Operator,
+    options: &SessionOptions,
 ) -> Option<Arc<dyn Operator>> {
     fn is<T: Any>(operator: &dyn Operator) -> Option<&T> {
         (operator as &dyn Any).downcast_ref()
     }
     let channels = is::<Split>(split)?.cuts_channels() && is::<Concat>(concat)?.joins_channels();
     let parts: Vec<&Conv> = parts.iter().map(|&part| is(part)).collect::<Option<_>>()?;
-    if channels { Conv::joined(&parts).map(|conv| conv as Arc<dyn Operator>) } else { None }
+    if channels {
+        Conv::joined(&parts, options.precision).map(|conv| conv as Arc<dyn Operator>)
+    } else {
+        None
+    }
 }
 
 /// In which form the weights are kept.
@@ -174,8 +179,12 @@ struct Conv {
 }
 
 impl Conv {
-    /// Convolutions of one group each as one of several groups. The weights move there.
-    fn joined(parts: &[&Self]) -> Option<Arc<Self>> {
+    /// Fewest channels for which Winograd's transformations pay.
+    const WINOGRAD_CHANNELS: usize = 16;
+
+    /// Convolutions of one group each as one of several groups. The weights move there. Those that Winograd's algorithm is
+    /// for stay as they are: it has no groups, and gains more than joining does.
+    fn joined(parts: &[&Self], precision: PrecisionMode) -> Option<Arc<Self>> {
         let first = &parts.first()?.common;
         let alike = |part: &&Self| {
             part.common.group == 1
@@ -184,7 +193,10 @@ impl Conv {
                 && part.packed.get().is_none()
         };
         let same = |part: &&Self| !std::ptr::eq(*part, parts[0]);
-        if first.has_output_shape || !parts.iter().all(alike) || !parts[1..].iter().all(same) {
+        let quadratic = first.kernel == [3, 3] && first.stride == [1, 1] && first.dilation == [1, 1];
+        let wide = first.in_channels.min(first.out_channels) >= Self::WINOGRAD_CHANNELS;
+        let winograd = quadratic && wide && precision != PrecisionMode::High;
+        if winograd || first.has_output_shape || !parts.iter().all(alike) || !parts[1..].iter().all(same) {
             return None;
         }
         let mut weights = Vec::with_capacity(parts.len());
@@ -266,7 +278,6 @@ impl Conv {
     /// transformations to pay. Its weights are four times larger. Many of them pay only where they are used for many
     /// tiles, which the first image shows; it decides once, as the weights are kept in one form.
     fn prefers_winograd(&self, sliding: &Sliding, precision: PrecisionMode) -> bool {
-        const LEAST_CHANNELS: usize = 16;
         const CACHED_WEIGHTS: usize = 1 << 16;
         const MOST_WEIGHTS: usize = 1 << 19;
         const LEAST_TILES: usize = 12;
@@ -276,7 +287,7 @@ impl Conv {
         precision != PrecisionMode::High
             && common.group == 1
             && is_winograd(sliding)
-            && common.in_channels.min(common.out_channels) >= LEAST_CHANNELS
+            && common.in_channels.min(common.out_channels) >= Self::WINOGRAD_CHANNELS
             && weights <= MOST_WEIGHTS
             && (weights <= CACHED_WEIGHTS || tiles >= LEAST_TILES)
     }

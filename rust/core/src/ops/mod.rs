@@ -50,6 +50,7 @@ mod space_depth;
 mod special;
 mod unary;
 mod volume;
+mod while_loop;
 
 pub(crate) use conv::join_groups;
 pub use epilogue::{Activation, BoundEpilogue, CodeStep, Epilogue, EpilogueStep, QuantInfo};

@@ -52,7 +52,7 @@ impl Executor {
     pub fn new(mut graph: Graph, options: SessionOptions) -> Self {
         host::fold_constants(&mut graph, &options);
         if options.fuse {
-            graph.groups = find_groups(&graph);
+            graph.groups = find_groups(&graph, &options);
         }
         Self { graph, options, plans: Mutex::default() }
     }
