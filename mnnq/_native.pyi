@@ -17,6 +17,7 @@ __all__ = [
     "__version__",
     "activation_codes",
     "compensate_weights",
+    "cpu_kernels",
     "decode_weights",
     "describe_weights",
     "encode_weights",
@@ -520,6 +521,30 @@ def layer_output_error(
     OutputError
         ``own``: on the inputs in the quantized model; ``total``: against the float model's outputs, up to a constant
         of the layer; ``power``: variance of the outputs. Sums over rows of means over positions.
+    """
+
+@type_check_only
+class CpuKernels(TypedDict):
+    """What `cpu_kernels` returns."""
+
+    levels: list[str]
+    requested: str | None
+    level: str
+    kernels: dict[str, str]
+
+def cpu_kernels() -> CpuKernels:
+    """Instruction sets of the CPU and the kernels in use, chosen once per process.
+
+    Returns
+    -------
+    dict
+        ``levels``: instruction-set levels of the CPU that mnnq knows, the lowest first; ``requested``: that of
+        ``MNNQ_ISA``, or None; ``level``: the highest in use; ``kernels``: the kernel of each family.
+
+    Raises
+    ------
+    ConfigError
+        ``MNNQ_ISA`` names no level of this architecture.
     """
 
 def supported_operators() -> list[str]:
