@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Set as AbstractSet
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -11,7 +11,7 @@ import numpy.typing as npt
 
 from mnnq.ir.model import Model, Op
 from mnnq.quantization.offline.calibration import Calibration, channel_statistics, limited
-from mnnq.quantization.offline.config import OfflineConfig
+from mnnq.quantization.offline.config import OfflineConfig, RangeMethod
 from mnnq.quantization.offline.dataset import Dataset
 from mnnq.quantization.offline.layout import CONVOLUTIONS, COPIES, STORED, Layout, plan_layout
 from mnnq.quantization.offline.ranges import TensorQuant, choose_codes, is_relu_sum, one_sided, tensor_codes
@@ -19,7 +19,7 @@ from mnnq.quantization.offline.tables import put_table, table_function
 from mnnq.quantization.offline.weights import WeightError, bias_of, mean_error, quantize_weights
 
 #: Signal to noise ratio, in dB, from which codes are good enough for an output.
-_OUTPUT_DB = 42.0
+_OUTPUT_DB = 36.0
 
 #: Largest bias of a depthwise convolution in units of its sums.
 _LARGEST_BIAS = 2.0**22
@@ -99,7 +99,8 @@ class Builder:
 
 
 def _sensitive_outputs(model: Model, calibration: Calibration, config: OfflineConfig) -> set[str]:
-    """Tensors that are outputs of the model, up to copies, and that codes would distort."""
+    """Tensors that are outputs of the model, up to copies, and that even the best codes would distort."""
+    config = replace(config, feature_method=RangeMethod.MSE, compat=False)
     found: set[str] = set()
     todo = list(model.outputs)
     producers = {name: op for op in model.ops for name in op.outputs}
