@@ -236,7 +236,9 @@ class _Planner:
         seen.add(name)
         for reader in self.readers.get(name, []):
             data = self._data(reader) or (reader.outputs if reader.type in _POOLS else [])
-            if reader.type in CONVOLUTIONS and data and all(n in self.floats for n in data):
+            if not all(n in self.floats for n in data):
+                continue  # such as a product with a constant: it stays float whatever comes before
+            if reader.type in CONVOLUTIONS and data:
                 return True
             if data and any(self._wanted(out, described, seen) for out in reader.outputs):
                 return True
