@@ -9,7 +9,6 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-
 #: Elements that are compared at once: they stay in cache, and BLAS starts no threads for so few.
 _CHUNK = 1 << 13
 
