@@ -138,6 +138,7 @@ class _Run:
         self._futures: dict[int, Any] = {}
         #: What is known of the inputs of layers that are fitted without data.
         self._powers: dict[int, Any] = {}
+        self._normalized = False
         self.samples: int | None = None
         self.output_sqnr: float | None = None
 
@@ -151,6 +152,7 @@ class _Run:
         reference = None if self.calib is None and self.generated_range is None else self.model.copy()
         for _, ops, _ in self._graphs():
             self._powers.update(input_powers(ops))
+            self._normalized |= any(op.type == "LayerNorm" for op in ops)
         table_layers = []
         for done, table in enumerate(tables):
             self._tell(done, total, table.const.name)
@@ -266,7 +268,7 @@ class _Run:
 
     def _options(self, config: LayerConfig, block: int | None, stored: StoredWeights) -> dict[str, Any]:
         """Arguments of the native quantizer."""
-        method, gain = without_data(config)
+        method, gain = without_data(config, normalized=self._normalized)
         return {
             "bits": config.bits,
             "symmetric": config.symmetric,
@@ -583,10 +585,13 @@ def _quantize(
     return quant, found["stats"]
 
 
-def without_data(config: LayerConfig) -> tuple[str, bool]:
-    """Native method, and whether to correct the gain, of a layer that no data are used for."""
+def without_data(config: LayerConfig, *, normalized: bool = False) -> tuple[str, bool]:
+    """Native method, and whether to correct the gain, of a layer that no data are used for.
+
+    ``auto`` corrects it where attenuations multiply from layer to layer: not where the model normalizes its layers.
+    """
     if config.method in (WeightMethod.GPTQ, WeightMethod.AUTO):
-        return "search", config.gain_correction or config.bits <= GAIN_BITS
+        return "search", config.gain_correction or (config.bits <= GAIN_BITS and not normalized)
     return str(config.method), config.gain_correction
 
 
