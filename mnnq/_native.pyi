@@ -461,6 +461,31 @@ class InputStatistics:
     def merge(self, other: InputStatistics) -> None:
         """Add the statistics of other inputs of the same layer."""
 
+def quantize_weighted(
+    weight: npt.NDArray[np.float32],
+    power: npt.NDArray[np.float64],
+    *,
+    bits: int,
+    symmetric: bool,
+    block: int | None = None,
+    fp16_scales: bool = False,
+    threads: int | None = None,
+) -> QuantizedCodes:
+    """Quantize a weight matrix for inputs of known power: the search, with errors weighted by it.
+
+    Parameters
+    ----------
+    weight
+        ``[rows, row_len]``, contiguous; a row is an output channel.
+    power
+        ``[row_len]``: mean square of each input, up to a common factor.
+
+    Raises
+    ------
+    QuantizationError
+        If an option does not fit, or a weight is not finite; its ``key`` names the argument.
+    """
+
 def compensate_weights(
     weight: npt.NDArray[np.float32],
     inputs: InputStatistics,
