@@ -17,6 +17,7 @@ __all__ = [
     "__version__",
     "activation_codes",
     "compensate_weights",
+    "cpu_kernels",
     "decode_weights",
     "describe_weights",
     "encode_weights",
@@ -460,6 +461,31 @@ class InputStatistics:
     def merge(self, other: InputStatistics) -> None:
         """Add the statistics of other inputs of the same layer."""
 
+def quantize_weighted(
+    weight: npt.NDArray[np.float32],
+    power: npt.NDArray[np.float64],
+    *,
+    bits: int,
+    symmetric: bool,
+    block: int | None = None,
+    fp16_scales: bool = False,
+    threads: int | None = None,
+) -> QuantizedCodes:
+    """Quantize a weight matrix for inputs of known power: the search, with errors weighted by it.
+
+    Parameters
+    ----------
+    weight
+        ``[rows, row_len]``, contiguous; a row is an output channel.
+    power
+        ``[row_len]``: mean square of each input, up to a common factor.
+
+    Raises
+    ------
+    QuantizationError
+        If an option does not fit, or a weight is not finite; its ``key`` names the argument.
+    """
+
 def compensate_weights(
     weight: npt.NDArray[np.float32],
     inputs: InputStatistics,
@@ -520,6 +546,30 @@ def layer_output_error(
     OutputError
         ``own``: on the inputs in the quantized model; ``total``: against the float model's outputs, up to a constant
         of the layer; ``power``: variance of the outputs. Sums over rows of means over positions.
+    """
+
+@type_check_only
+class CpuKernels(TypedDict):
+    """What `cpu_kernels` returns."""
+
+    levels: list[str]
+    requested: str | None
+    level: str
+    kernels: dict[str, str]
+
+def cpu_kernels() -> CpuKernels:
+    """Instruction sets of the CPU and the kernels in use, chosen once per process.
+
+    Returns
+    -------
+    dict
+        ``levels``: instruction-set levels of the CPU that mnnq knows, the lowest first; ``requested``: that of
+        ``MNNQ_ISA``, or None; ``level``: the highest in use; ``kernels``: the kernel of each family.
+
+    Raises
+    ------
+    ConfigError
+        ``MNNQ_ISA`` names no level of this architecture.
     """
 
 def supported_operators() -> list[str]:

@@ -24,6 +24,9 @@ HOLD_OUT = 4
 POSITIONS_PER_INPUT = 64
 MIN_POSITIONS = 16384
 
+#: Largest ridge that scarce data lead to.
+MOST_DAMPING = 1.0
+
 #: With fewer samples nothing is held out.
 MIN_HOLD_OUT = 4
 
@@ -36,6 +39,9 @@ class Compensation:
     ----------
     damping
         Ridge as a fraction of the mean variance of the inputs: how far weights may move for what few samples say.
+    scarcity
+        What is added to it per input and position that the statistics come from, up to `MOST_DAMPING`: the less is
+        known of so many covariances, the less they are trusted.
     follow_float
         Aim at the outputs of the float model although earlier layers have changed the inputs.
     by_variance
@@ -45,9 +51,15 @@ class Compensation:
     """
 
     damping: float = 0.1
+    scarcity: float = 0.5
     follow_float: bool = True
     by_variance: bool = True
     sweeps: int = 4
+
+    def ridge(self, inputs: _native.InputStatistics) -> float:
+        """Damping for statistics of so many inputs and positions."""
+        scarce = self.scarcity * inputs.columns / max(inputs.count, 1)
+        return max(self.damping, min(self.damping + scarce, MOST_DAMPING))
 
     @property
     def label(self) -> str:
@@ -235,7 +247,7 @@ class _Chooser:
         return _native.compensate_weights(
             self.weight,
             inputs,
-            damping=how.damping,
+            damping=how.ridge(inputs),
             by_variance=how.by_variance,
             follow_float=how.follow_float,
             sweeps=how.sweeps,

@@ -16,6 +16,7 @@ from mnnq.errors import ConfigError, MnnqError
 from mnnq.ir.model import WEIGHT_OPS, Model, Op
 from mnnq.quantization import embedding
 from mnnq.quantization.config import BLOCK_UNIT, CODE_FIELDS, LayerConfig, WeightConfig, WeightMethod
+from mnnq.quantization.input_power import input_powers
 from mnnq.quantization.int8 import Int8Layer, apply_int8
 from mnnq.quantization.params_file import ParamsFile
 from mnnq.quantization.stored import Storage, StoredWeights, describe, float_weights, quant_size
@@ -135,6 +136,9 @@ class _Run:
         self._names: set[str] | None = None
         self._rounded_twice = 0
         self._futures: dict[int, Any] = {}
+        #: What is known of the inputs of layers that are fitted without data.
+        self._powers: dict[int, Any] = {}
+        self._normalized = False
         self.samples: int | None = None
         self.output_sqnr: float | None = None
 
@@ -146,6 +150,9 @@ class _Run:
             self._apply_params(self.params)
         total = len(weight_ops) + len(tables)
         reference = None if self.calib is None and self.generated_range is None else self.model.copy()
+        for _, ops, _ in self._graphs():
+            self._powers.update(input_powers(ops))
+            self._normalized |= any(op.type == "LayerNorm" for op in ops)
         table_layers = []
         for done, table in enumerate(tables):
             self._tell(done, total, table.const.name)
@@ -191,7 +198,8 @@ class _Run:
                 continue
             block, _ = _block(config, stored, op)
             options = self._options(config, None if block is None else block * stored.kernel, stored)
-            self._futures[id(op)] = self.executor.submit(_quantize, self._matrix(config, op), options)
+            power = self._power(config, op, stored)
+            self._futures[id(op)] = self.executor.submit(_quantize, self._matrix(config, op), options, power)
 
     def _calibrate(self, reference: Model, done: int, total: int) -> dict[int, LayerReport]:
         """Quantize the layers of the main graph with data."""
@@ -252,9 +260,15 @@ class _Run:
         matrix = float_weights(op)
         return without_dead_rows(matrix) if config.method is WeightMethod.AUTO else matrix
 
+    def _power(self, config: LayerConfig, op: Op, stored: StoredWeights) -> Any:
+        """Mean squares of a layer's inputs where they are known and ``auto`` counts them, else None."""
+        power = self._powers.get(id(op))
+        wanted = config.method is WeightMethod.AUTO and config.bits <= GAIN_BITS
+        return power if wanted and power is not None and len(power) == stored.shape[1] else None
+
     def _options(self, config: LayerConfig, block: int | None, stored: StoredWeights) -> dict[str, Any]:
         """Arguments of the native quantizer."""
-        method, gain = without_data(config)
+        method, gain = without_data(config, normalized=self._normalized)
         return {
             "bits": config.bits,
             "symmetric": config.symmetric,
@@ -351,7 +365,11 @@ class _Run:
             self._rounded_twice += stored.storage is Storage.CODES
         options = self._options(config, None if block is None else block * stored.kernel, stored)
         future = self._futures.pop(id(op), None)
-        quant, stats = _quantize(self._matrix(config, op), options) if future is None else future.result()
+        power = self._power(config, op, stored)
+        if future is None:
+            quant, stats = _quantize(self._matrix(config, op), options, power)
+        else:
+            quant, stats = future.result()
         op.params["quanParameter"] = quant
         op.params.pop("weight", None)
         if quant.get("type") != 2:
@@ -364,7 +382,7 @@ class _Run:
             scheme=config.scheme,
             block_asked=config.block,
             block_used=block,
-            method=options["method"],
+            method=options["method"] if power is None else "search, by input power",
             bytes_before=stored.size,
             bytes_after=quant_size(quant),
             sqnr_db=stats["sqnr_db"],
@@ -444,7 +462,7 @@ class _Run:
                 symmetric=config.symmetric,
                 block=block,
                 method=without_data(config)[0],
-                gain_correction=without_data(config)[1],
+                gain_correction=config.gain_correction,  # a lookup is no filter: nothing multiplies up
                 fp16_scales=config.fp16_scales,
                 threads=self.config.threads,
             )
@@ -546,15 +564,34 @@ class _Run:
         return name
 
 
-def _quantize(matrix: Any, options: dict[str, Any]) -> tuple[dict[str, Any], Any]:
+def _quantize(
+    matrix: Any, options: dict[str, Any], power: Any = None
+) -> tuple[dict[str, Any], _native.WeightStats]:
     """Quantize one matrix; a function of a module, so that it can run in another process."""
-    return _native.quantize_weights(matrix, **options)
+    if power is None:
+        return _native.quantize_weights(matrix, **options)
+    common = {key: options[key] for key in ("bits", "symmetric", "block", "fp16_scales", "threads")}
+    weight = np.require(matrix, np.float32, ["C", "A"])
+    found = _native.quantize_weighted(weight, np.ascontiguousarray(power), **common)
+    minimum = None if found["min"] is None else found["min"].reshape(-1)
+    quant = _native.encode_weights(
+        found["codes"].reshape(-1),
+        found["scale"].reshape(-1),
+        minimum,
+        options["bits"],
+        fp16_scales=options["fp16_scales"],
+        sparse=options["sparse"],
+    )
+    return quant, found["stats"]
 
 
-def without_data(config: LayerConfig) -> tuple[str, bool]:
-    """Native method, and whether to correct the gain, of a layer that no data are used for."""
+def without_data(config: LayerConfig, *, normalized: bool = False) -> tuple[str, bool]:
+    """Native method, and whether to correct the gain, of a layer that no data are used for.
+
+    ``auto`` corrects it where attenuations multiply from layer to layer: not where the model normalizes its layers.
+    """
     if config.method in (WeightMethod.GPTQ, WeightMethod.AUTO):
-        return "search", config.gain_correction or config.bits <= GAIN_BITS
+        return "search", config.gain_correction or (config.bits <= GAIN_BITS and not normalized)
     return str(config.method), config.gain_correction
 
 

@@ -5,6 +5,7 @@ use std::sync::Arc;
 use mnnq_core::quant::QuantError;
 use mnnq_core::quant::moments::{Delta, Images, Moments, Statistics, Taps};
 use mnnq_core::quant::weight::gptq::{Compensation, compensate, output_error};
+use mnnq_core::quant::weight::weighted;
 use numpy::{
     PyArray1, PyArrayMethods, PyReadonlyArray1, PyReadonlyArray2, PyReadonlyArray4, PyUntypedArrayMethods,
 };
@@ -19,6 +20,7 @@ pub(crate) fn add(module: &Bound<'_, PyModule>) -> PyResult<()> {
     module.add_class::<InputMoments>()?;
     module.add_class::<InputStatistics>()?;
     module.add_function(wrap_pyfunction!(compensate_weights, module)?)?;
+    module.add_function(wrap_pyfunction!(quantize_weighted, module)?)?;
     module.add_function(wrap_pyfunction!(layer_output_error, module)?)
 }
 
@@ -91,7 +93,6 @@ impl InputMoments {
     /// rows
     ///     Every how many rows of outputs are counted, and the first of them.
     #[pyo3(signature = (actual, exact, pad, outputs, rows = [1, 0]))]
-    #[expect(clippy::too_many_arguments, reason = "two images and the windows over them")]
     fn add(
         &mut self,
         py: Python<'_>,
@@ -279,6 +280,50 @@ fn compensate_weights<'py>(
     let pool = pool(py, threads)?;
     let statistics = &inputs.statistics;
     let result = py.detach(|| within(pool.as_deref(), || compensate(data, rows, &spec, statistics, &how)));
+    codes_dict(py, &options, result.map_err(|e| error(py, &e))?)
+}
+
+/// Quantize a weight matrix for inputs of known power: the search, with errors weighted by it.
+///
+/// Parameters
+/// ----------
+/// weight
+///     float32 `[rows, row_len]`, contiguous; a row is an output channel.
+/// power
+///     float64 `[row_len]`: mean square of each input, up to a common factor.
+/// bits, symmetric, block, fp16_scales, threads
+///     As `quantize_codes`.
+///
+/// Returns
+/// -------
+/// As `quantize_codes`.
+///
+/// Raises
+/// ------
+/// QuantizationError
+///     If an option does not fit, or a weight is not finite; `key` names the argument.
+#[pyfunction]
+#[pyo3(signature = (weight, power, *, bits, symmetric, block = None, fp16_scales = false, threads = None))]
+#[expect(clippy::too_many_arguments, reason = "keyword options of a Python function")]
+fn quantize_weighted<'py>(
+    py: Python<'py>,
+    weight: PyReadonlyArray2<'py, f32>,
+    power: PyReadonlyArray1<'py, f64>,
+    bits: i64,
+    symmetric: bool,
+    block: Option<i64>,
+    fp16_scales: bool,
+    threads: Option<i64>,
+) -> PyResult<Bound<'py, PyDict>> {
+    let options =
+        Options { bits, symmetric, block, method: "search", gain_correction: false, fp16_scales, threads };
+    let &[rows, row_len] = weight.shape() else { return Err(invalid(py, "weight", "it is no matrix")) };
+    let spec = options.spec(py, row_len)?;
+    let data = weight.as_slice().map_err(|_| invalid(py, "weight", "it is not C-contiguous"))?;
+    let power = power.as_slice().map_err(|_| invalid(py, "power", "it is not C-contiguous"))?;
+    let pool = pool(py, threads)?;
+    let result =
+        py.detach(|| within(pool.as_deref(), || weighted::quantize_weighted(data, rows, &spec, power)));
     codes_dict(py, &options, result.map_err(|e| error(py, &e))?)
 }
 

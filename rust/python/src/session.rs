@@ -166,12 +166,11 @@ impl NativeSession {
         dict.set_item("multiply_adds", info.multiply_adds)?;
         dict.set_item("steps", info.steps)?;
         dict.set_item("complete", info.complete)?;
-        let outputs: Vec<(String, Option<&str>, Option<Vec<usize>>)> = info
+        let outputs = info
             .outputs
             .into_iter()
-            .map(|(name, desc)| (name, desc.map(|d| d.dtype.name()), desc.map(|d| d.shape.dims().to_vec())))
-            .collect();
-        dict.set_item("outputs", outputs)?;
+            .map(|(name, desc)| (name, desc.map(|d| d.dtype.name()), desc.map(|d| d.shape.dims().to_vec())));
+        dict.set_item("outputs", outputs.collect::<Vec<_>>())?;
         Ok(dict)
     }
 

@@ -22,6 +22,7 @@ pub mod rtn;
 pub mod search;
 pub mod source;
 pub mod stats;
+pub mod weighted;
 
 pub use source::{StridedMatrix, WeightElement, WeightSource};
 pub use stats::WeightError;
