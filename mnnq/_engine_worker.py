@@ -28,7 +28,8 @@ def _onnxruntime(
 
 
 def _mnn(model: str, feeds: dict[str, Any], outputs: list[str], options: dict[str, Any]) -> list[Any]:
-    return forward(load_module(model, list(feeds), outputs, **options), feeds.values())
+    own = {key: value for key, value in options.items() if key not in ("dynamic", "int8")}
+    return forward(load_module(model, list(feeds), outputs, **own), feeds.values())
 
 
 def _mnnq(model: str, feeds: dict[str, Any], outputs: list[str], options: dict[str, Any]) -> list[Any]:
@@ -38,7 +39,8 @@ def _mnnq(model: str, feeds: dict[str, Any], outputs: list[str], options: dict[s
         "threads": options.get("threads", 1),
         "precision": options.get("precision", "normal"),
         "memory": "low" if options.get("memory_low") else "normal",
-        "int8": "compat",
+        "dynamic": options.get("dynamic", "auto"),
+        "int8": options.get("int8", "compat"),
     }
     return list(InferenceSession(model, chosen).run(outputs, {name: _narrow(a) for name, a in feeds.items()}))
 

@@ -17,6 +17,7 @@ __all__ = [
     "__version__",
     "activation_codes",
     "compensate_weights",
+    "cpu_kernels",
     "decode_weights",
     "describe_weights",
     "encode_weights",
@@ -547,6 +548,30 @@ def layer_output_error(
         of the layer; ``power``: variance of the outputs. Sums over rows of means over positions.
     """
 
+@type_check_only
+class CpuKernels(TypedDict):
+    """What `cpu_kernels` returns."""
+
+    levels: list[str]
+    requested: str | None
+    level: str
+    kernels: dict[str, str]
+
+def cpu_kernels() -> CpuKernels:
+    """Instruction sets of the CPU and the kernels in use, chosen once per process.
+
+    Returns
+    -------
+    dict
+        ``levels``: instruction-set levels of the CPU that mnnq knows, the lowest first; ``requested``: that of
+        ``MNNQ_ISA``, or None; ``level``: the highest in use; ``kernels``: the kernel of each family.
+
+    Raises
+    ------
+    ConfigError
+        ``MNNQ_ISA`` names no level of this architecture.
+    """
+
 def supported_operators() -> list[str]:
     """Names of the MNN operators that sessions can run."""
 
@@ -570,6 +595,8 @@ class NativeSession:
         Number of input shapes whose plans are kept.
     fuse
         Fuse element-wise operators into the operator before them.
+    max_loop_iterations
+        Iterations that all loops of one run may take together.
     """
 
     def __new__(
@@ -583,6 +610,7 @@ class NativeSession:
         int8: str = "exact",
         plan_cache: int = 16,
         fuse: bool = True,
+        max_loop_iterations: int = 1 << 20,
     ) -> NativeSession: ...
     def inputs(self) -> list[tuple[str, str | None, list[int] | None]]:
         """Inputs: name, dtype, shape (-1 for lengths that vary), as tuples."""

@@ -23,7 +23,9 @@ if TYPE_CHECKING:
     from mnnq.quantization.offline import Dataset, Feeds, OfflineConfig, OfflineResult
 
 
-def load(path: str | Path, *, input_shapes: Mapping[str, Sequence[int]] | None = None) -> Model:
+def load(
+    path: str | Path, *, input_shapes: Mapping[str, Sequence[int]] | None = None, qdq: str = "native"
+) -> Model:
     """Load a model: an ONNX file (it is converted) or a `.mnn` file (it is read).
 
     What a file is follows from its name: ``.mnn`` (in any case) is MNN, everything else ONNX.
@@ -34,6 +36,9 @@ def load(path: str | Path, *, input_shapes: Mapping[str, Sequence[int]] | None =
         File to load. External weights are looked for beside it.
     input_shapes
         Fixes symbolic axes of an ONNX model's inputs, by input name.
+    qdq
+        What to do with quantization that an ONNX model carries: ``"native"`` makes the layers int8 with the scales of the
+        file (`Model.imported` says which), ``"float"`` writes the rounding in float operators.
 
     Raises
     ------
@@ -57,7 +62,7 @@ def load(path: str | Path, *, input_shapes: Mapping[str, Sequence[int]] | None =
             msg = "not an ONNX file: it is empty"
             raise ModelError(msg, file=str(path))
         try:
-            return convert_onnx(path, ConvertOptions(input_shapes=input_shapes))
+            return convert_onnx(path, ConvertOptions(input_shapes, qdq))
         except ModelError as error:
             if looks_like_mnn(path):
                 error.message = "it looks like a .mnn file; let its name end in .mnn"

@@ -10,12 +10,17 @@ import onnx
 import onnx.checker
 import onnx.shape_inference
 
-from mnnq.errors import MnnqError, ModelError
+from mnnq.errors import ConfigError, MnnqError, ModelError
 from mnnq.frontends.onnx.importer import load_graph
 from mnnq.frontends.onnx.lowering import lower
 from mnnq.ir.model import Model
 from mnnq.ir.signature import Signature
 from mnnq.passes.pipeline import optimize_graph, optimize_model
+from mnnq.quantization.imported import quantize_layers
+
+
+#: What to do with quantization that a source carries.
+QDQ_MODES = ("native", "float")
 
 
 @dataclass(frozen=True)
@@ -26,13 +31,22 @@ class ConvertOptions:
     ----------
     input_shapes
         Fixes symbolic axes of inputs, by input name.
+    qdq
+        Quantization that the source carries: ``"native"`` keeps it, as int8 weights and described tensors with the
+        scales of the source; ``"float"`` writes it in float operators.
     """
 
     input_shapes: Mapping[str, Sequence[int]] | None = None
+    qdq: str = "native"
+
+    def __post_init__(self) -> None:
+        if self.qdq not in QDQ_MODES:
+            msg = f"{self.qdq!r}; use {' or '.join(QDQ_MODES)}"
+            raise ConfigError(msg, key="qdq")
 
 
 def convert_onnx(source: str | Path | onnx.ModelProto, options: ConvertOptions | None = None) -> Model:
-    """Convert an ONNX model to an MNN model with float weights.
+    """Convert an ONNX model to an MNN model; weights are float but for layers that the source quantizes.
 
     Raises
     ------
@@ -43,9 +57,11 @@ def convert_onnx(source: str | Path | onnx.ModelProto, options: ConvertOptions |
     try:
         graph = load_graph(source, input_shapes=options.input_shapes)
         signature = Signature.of(graph)
-        optimize_graph(graph)
+        grids = optimize_graph(graph, native=options.qdq == "native")
         model = lower(graph)
-        optimize_model(model)
+        rounded = optimize_model(model)
+        if grids is not None:
+            model.imported = quantize_layers(model, grids, rounded)
         model.signature = signature
     except (MnnqError, OSError, MemoryError):
         raise

@@ -70,7 +70,8 @@ def run_engine(
     feeds
         Input arrays by name.
     options
-        For `.mnn` files: ``memory_low`` (bool), ``precision`` (``"normal"``, ``"high"``, ``"low"``), ``threads``.
+        For `.mnn` files: ``memory_low`` (bool), ``precision`` (``"normal"``, ``"high"``, ``"low"``), ``threads``; for ``"mnnq"``
+        also ``dynamic`` and ``int8`` as in `SessionOptions`, ``"auto"`` and ``"compat"`` by default.
     timeout
         Seconds after which the run counts as hung.
 

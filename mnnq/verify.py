@@ -131,6 +131,8 @@ def verify(
     threshold: float | None = None,
     memory_low: bool = False,
     precision: str = "normal",
+    dynamic: str = "auto",
+    int8: str = "compat",
     timeout: float = 600.0,
 ) -> VerifyResult:
     """Run a reference and a `.mnn` file and compare. `verify_engines` compares several runtimes at once.
@@ -150,7 +152,10 @@ def verify(
         Largest `OutputError.relative` that passes; None for `default_threshold`, or, when `model` is the reference
         itself and computes in floats, `FLOAT_THRESHOLD`.
     memory_low
-        Run `model` in low-memory mode (MNN then quantizes activations while running).
+        Run `model` in low-memory mode (activations are quantized while running).
+    dynamic, int8
+        Of our own runtime, as in `SessionOptions`: which layers `memory_low` runs in integers, and whether
+        offline-quantized layers pool as MNN does.
 
     Raises
     ------
@@ -174,6 +179,8 @@ def verify(
         threshold=threshold,
         memory_low=memory_low,
         precision=precision,
+        dynamic=dynamic,
+        int8=int8,
         timeout=timeout,
     )
     return result
@@ -191,6 +198,8 @@ def verify_engines(
     threshold: float | None = None,
     memory_low: bool = False,
     precision: str = "normal",
+    dynamic: str = "auto",
+    int8: str = "compat",
     timeout: float = 600.0,
 ) -> tuple[VerifyResult, ...]:
     """As `verify`, for each of several engines; the reference runs once per sample."""
@@ -210,7 +219,10 @@ def verify_engines(
     while len(sets) < samples and inputs is None:
         sets.append(_random(ports, input_shapes or {}, generator))
     wanted = [run_engine(source, reference, feeds, outputs, timeout=timeout) for feeds in sets]
-    options = {"memory_low": memory_low, "precision": precision}
+    if dynamic != "auto" and not memory_low:
+        msg = f"{dynamic!r} is of the low-memory mode, which is not asked for"
+        raise ConfigError(msg, key="dynamic")
+    options = {"memory_low": memory_low, "precision": precision, "dynamic": dynamic, "int8": int8}
     results = []
     for engine in engines:
         got = [run_engine(engine, model, feeds, outputs, options=options, timeout=timeout) for feeds in sets]

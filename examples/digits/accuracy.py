@@ -18,7 +18,7 @@ HERE = Path(__file__).resolve().parent
 def accuracy(model: Path) -> float:
     """Share of the test pictures that are recognized."""
     with np.load(HERE / "digits_test.npz") as data:
-        images, labels = data["images"], data["labels"]
+        images, labels = data["image"], data["labels"]
     engine = "mnn" if model.suffix == ".mnn" else "onnxruntime"
     logits = run_engine(engine, model, {"image": images}, ["logits"])["logits"]
     return float((logits.argmax(axis=1) == labels).mean())

@@ -23,7 +23,7 @@ def samples() -> list[dict[str, np.ndarray]]:
 def accuracy(path: Path) -> float:
     """Share of the test pictures that are recognized."""
     with np.load(HERE / "digits_test.npz") as data:
-        (logits,) = mnnq.InferenceSession(path).run(None, {"image": data["images"]})
+        (logits,) = mnnq.InferenceSession(path).run(None, {"image": data["image"]})
         return float((logits.argmax(axis=1) == data["labels"]).mean())
 
 

@@ -5,7 +5,7 @@ miniature: convolution + batch-norm + ReLU, depthwise convolution + batch-norm +
 batch-norm + ReLU with a residual connection, max pooling, global average pooling, a linear layer. Training is plain
 numpy (Adam, cross entropy) and takes about a minute; the result is the same on every run of the same machine.
 
-Writes ``digits.onnx`` (batch-norm kept, symbolic batch axis) and ``digits_test.npz`` (``images`` float32
+Writes ``digits.onnx`` (batch-norm kept, symbolic batch axis) and ``digits_test.npz`` (``image`` float32
 [360, 1, 8, 8] in 0..1, ``labels`` int64 [360]) beside this file. Needs scikit-learn, numpy and onnx.
 """
 
@@ -286,7 +286,7 @@ def main(log: Callable[[str], None] = print) -> None:
     log(f"accuracy on {len(test)} held-out digits: {accuracy:.2%}")
     onnx.save(export(net), HERE / "digits.onnx")
     np.savez_compressed(
-        HERE / "digits_test.npz", images=images[test], labels=data.target[test].astype(np.int64)
+        HERE / "digits_test.npz", image=images[test], labels=data.target[test].astype(np.int64)
     )
     np.savez_compressed(HERE / "digits_calib.npz", image=images[fit[:128]])
 

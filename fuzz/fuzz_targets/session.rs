@@ -9,6 +9,8 @@ use mnnq_format::{ReadLimits, read};
 /// Models that need more are not run: the fuzzer is to find mistakes, not large tensors.
 const MOST_BYTES: usize = 16 << 20;
 const MOST_PRODUCTS: u64 = 1 << 26;
+/// A loop may run its body so often.
+const MOST_ITERATIONS: u64 = 64;
 /// Length of axes that vary, and the most elements of an input.
 const LENGTH: i64 = 2;
 const MOST_ELEMENTS: usize = 1 << 14;
@@ -28,7 +30,8 @@ fn feed(dtype: Option<DType>, dims: &[i64]) -> Option<Tensor> {
 
 fuzz_target!(|data: &[u8]| {
     let Ok(model) = read(data.to_vec(), &ReadLimits::default()) else { return };
-    let Ok(session) = Session::new(&model, SessionOptions::default()) else { return };
+    let options = SessionOptions { max_loop_iterations: MOST_ITERATIONS, ..SessionOptions::default() };
+    let Ok(session) = Session::new(&model, options) else { return };
     let mut feeds = Vec::new();
     for input in session.inputs() {
         let Some(tensor) = feed(input.dtype, &input.dims.unwrap_or_default()) else { return };

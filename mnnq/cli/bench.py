@@ -62,30 +62,33 @@ def _run(
     warmup: int,
     nodes: int,
     threads: int | None,
-    precision: str,
-    memory: str,
     as_json: bool,
+    **modes: str,
 ) -> None:
     import time
 
+    from mnnq import _native
     from mnnq.runtime.benchmark import benchmark
 
     started = time.perf_counter()
-    session = inputs.open_session(model, threads, precision, memory)
+    session = inputs.open_session(model, threads, **modes)
     load = time.perf_counter() - started
     image = inputs.ImageSettings(size, mean, scale, bgr)
     feeds = inputs.gather(session.get_inputs(), files, seed or 0, dict(shapes), image)
     result = benchmark(session, feeds, seconds=seconds, warmup=warmup)
+    isa = _native.cpu_kernels()["level"]
     used = session.get_session_options().threads
     lengths = {name: list(array.shape) for name, array in feeds.items()}
     if as_json:
-        head = {"model": str(model), "threads": used, "precision": precision, "memory": memory}
+        head = {"model": str(model), "threads": used, **modes, "isa": isa}
         common.emit_json({**head, "inputs": lengths, "load_ms": load * 1e3, **result.to_dict()})
         return
     shown = ", ".join(f"{name} {'x'.join(map(str, shape)) or 'scalar'}" for name, shape in lengths.items())
     click.echo(f"model    {model}")
     click.echo(f"inputs   {shown or 'none'}")
-    click.echo(f"options  {used} threads, precision {precision}, memory {memory}")
+    chosen = ", ".join(f"{name} {value}" for name, value in modes.items())
+    click.echo(f"options  {used} threads, {chosen}")
+    click.echo(f"cpu      {isa}")
     click.echo(f"load     {_ms(load)}, first run {_ms(result.first)}")
     click.echo(
         f"latency  median {_ms(result.median)}, p90 {_ms(result.percentile(90))}, "

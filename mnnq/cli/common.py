@@ -64,6 +64,29 @@ def input_shapes(function: _F) -> _F:
     )(function)
 
 
+def qdq_option(function: _F) -> _F:
+    """Add ``--qdq``."""
+    return click.option(
+        "--qdq",
+        type=click.Choice(["native", "float"]),
+        default="native",
+        show_default=True,
+        help="Quantization that an ONNX file carries (Q/DQ pairs, QOperator): int8 layers with its scales, or float operators.",
+    )(function)
+
+
+def tell_imported(model: Model) -> None:
+    """Say on stderr what became of the quantization of a source that had one."""
+    if model.imported is not None:
+        for line in model.imported.summary():
+            note(line)
+
+
+def imported_dict(model: Model) -> dict[str, Any]:
+    """What ``--json`` prints of it."""
+    return {} if model.imported is None else {"imported": model.imported.to_dict()}
+
+
 def _set_logging(_ctx: click.Context, _param: click.Parameter, count: int) -> None:
     if count:
         level = logging.INFO if count == 1 else logging.DEBUG

@@ -15,21 +15,28 @@ if TYPE_CHECKING:
 
 
 @click.command(name="info", epilog=common.example("mnnq info mobilenet-w4.mnn"))
-@click.argument("model", type=click.Path(path_type=Path))
+@click.argument("model", type=click.Path(path_type=Path), required=False)
 @common.input_shapes
 @common.json_option
 @common.verbosity
-def command(model: Path, shapes: Any, as_json: bool) -> None:
+def command(model: Path | None, shapes: Any, as_json: bool) -> None:
     """Show inputs, outputs, operators, cost of a run and stored weights of MODEL (.mnn, or ONNX as it would be converted).
 
-    The cost is that of mnnq's runtime; lengths that vary are 1 unless --input-shape gives them.
+    The cost is that of mnnq's runtime; lengths that vary are 1 unless --input-shape gives them. Without MODEL: show the
+    instruction sets of this CPU and the kernels that the runtime uses on it.
     """
     from mnnq import api
-    from mnnq.errors import ExecutionError, UnsupportedError
+    from mnnq.errors import ConfigError, ExecutionError, UnsupportedError
     from mnnq.files import is_mnn
     from mnnq.inspection import inspect_model, run_cost
 
     fixed = dict(shapes)
+    if model is None:
+        if fixed:
+            msg = "shapes are of a model; name its file"
+            raise ConfigError(msg, key="--input-shape")
+        _show_cpu(as_json)
+        return
     loaded = api.load(model, input_shapes=None if is_mnn(model) else fixed)
     info = inspect_model(loaded)
     cost, refused = None, None
@@ -43,6 +50,22 @@ def command(model: Path, shapes: Any, as_json: bool) -> None:
         )
     else:
         print_info(info, cost, refused)
+
+
+def _show_cpu(as_json: bool) -> None:
+    """Print what the CPU has and the kernel of each family."""
+    from mnnq import _native
+    from mnnq.report.tables import Table
+
+    found = _native.cpu_kernels()
+    if as_json:
+        common.emit_json(found)
+        return
+    cap = "" if found["requested"] is None else f" (MNNQ_ISA={found['requested']})"
+    click.echo(f"cpu       {', '.join(found['levels'])}")
+    click.echo(f"in use    {found['level']}{cap}")
+    click.echo()
+    common.print_table(Table("", ("family", "kernel"), tuple(found["kernels"].items())))
 
 
 def print_info(info: ModelInfo, cost: RunCost | None = None, refused: str | None = None) -> None:

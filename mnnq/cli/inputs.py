@@ -134,7 +134,7 @@ def options(function: _F) -> _F:
 
 
 def session_options(function: _F) -> _F:
-    """Add ``--threads``, ``--precision`` and ``--memory``."""
+    """Add the options of sessions; `open_session` takes what they give."""
     decorators = (
         click.option("--threads", type=click.IntRange(1, 1024), help="Threads to use. [default: all CPUs]"),
         click.option(
@@ -151,19 +151,36 @@ def session_options(function: _F) -> _F:
             show_default=True,
             help="low: quantized weights stay packed, activations are quantized while running.",
         ),
+        click.option(
+            "--dynamic",
+            type=click.Choice(["auto", "always", "compat"]),
+            default="auto",
+            show_default=True,
+            help="With --memory low, layers that run in integers: those that gain, all, or all with MNN's rules.",
+        ),
+        click.option(
+            "--int8",
+            type=click.Choice(["exact", "compat"]),
+            default="exact",
+            show_default=True,
+            help="Offline-quantized layers: by the formulas, or pooling as MNN computes it.",
+        ),
     )
     for decorator in reversed(decorators):
         function = decorator(function)
     return function
 
 
-def open_session(model: Path, threads: int | None, precision: str, memory: str) -> InferenceSession:
-    """A session for `model`; its errors name the file."""
-    from mnnq.errors import MnnqError
+def open_session(model: Path, threads: int | None, **modes: str) -> InferenceSession:
+    """A session for `model` with the modes of `session_options`; its errors name the file."""
+    from mnnq.errors import ConfigError, MnnqError
     from mnnq.runtime import InferenceSession
 
     common.check_source(model)
-    chosen: dict[str, Any] = {"precision": precision, "memory": memory}
+    if modes["dynamic"] != "auto" and modes["memory"] != "low":
+        msg = f"{modes['dynamic']!r} is of --memory low, which is not given"
+        raise ConfigError(msg, key="--dynamic")
+    chosen: dict[str, Any] = dict(modes)
     if threads is not None:
         chosen["threads"] = threads
     try:

@@ -244,7 +244,8 @@ def _quantize(
 
     layers = offline.quantize_calibrated(network, statistics, dataset, quiet).report.integer
     found = search_layers(network, build, [layer.name for layer in layers], dataset, evaluation, options)
-    kept = replace(config, skip=(*config.skip, *found.skip))
+    # The model that the search has judged, and no other.
+    kept = replace(config, skip=(*config.skip, *found.skip), float_share=0.0)
     return offline.quantize_calibrated(network, statistics, dataset, kept, progress=stage), found
 
 

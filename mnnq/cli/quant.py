@@ -128,6 +128,7 @@ class LayerOption(common.ParamBase):
 @click.option("--threads", type=int, help="Threads. [default: all CPUs]")
 @calibration.data_options("--calib", default_samples=offline.DEFAULT_SAMPLES)
 @offline.int8_options
+@common.qdq_option
 @common.input_shapes
 @common.json_option
 @common.verbosity
@@ -199,6 +200,7 @@ def _run_int8(
     output: Path | None,
     shapes: tuple[tuple[str, tuple[int, ...]], ...],
     external_weights: bool,
+    qdq: str,
     as_json: bool,
     bits: int | None,
     skip: tuple[str, ...],
@@ -218,7 +220,8 @@ def _run_int8(
     common.check_source(model)
     output = output or model.with_name(f"{model.stem}-int8.mnn")
     common.check_output(output, {"the input": model, "the data": data.path, "the preview": data.preview})
-    network = api.load(model, input_shapes=dict(shapes))
+    network = api.load(model, input_shapes=dict(shapes), qdq=qdq)
+    common.tell_imported(network)
     dataset = _calibration(data, chosen).open(network, default_samples=offline.DEFAULT_SAMPLES)
     offline.run_offline(
         model,
@@ -257,6 +260,7 @@ def _run(
     state: Path | None,
     generated_range: tuple[float, float] | None,
     external_weights: bool,
+    qdq: str,
     as_json: bool,
     **options: Any,
 ) -> None:
@@ -275,7 +279,8 @@ def _run(
     from mnnq import api
     from mnnq.quantization.weight import quantize_model
 
-    network = api.load(model, input_shapes=dict(shapes))
+    network = api.load(model, input_shapes=dict(shapes), qdq=qdq)
+    common.tell_imported(network)
     samples = None
     if data.path is not None:
         samples = _calibration(data, chosen).open(network, default_samples=offline.DEFAULT_SAMPLES)
@@ -302,7 +307,7 @@ def _run(
     common.warn_all(report.warnings())
     if as_json:
         record = common.report_dict(model, output, written, report, seconds)
-        common.emit_json({**record, **offline.guard_dict(found)})
+        common.emit_json({**record, **common.imported_dict(network), **offline.guard_dict(found)})
         return
     print_result(model, output, written, report, seconds)
     if found is not None:

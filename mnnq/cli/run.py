@@ -49,14 +49,13 @@ def _run(
     output: Path | None,
     top: int | None,
     threads: int | None,
-    precision: str,
-    memory: str,
     as_json: bool,
+    **modes: str,
 ) -> None:
     if output is not None:
         others = {"the model": model, **{f"input {path.name}": path for _, path in files}}
         common.check_output(output, others)
-    session = inputs.open_session(model, threads, precision, memory)
+    session = inputs.open_session(model, threads, **modes)
     image = inputs.ImageSettings(size, mean, scale, bgr)
     feeds = inputs.gather(session.get_inputs(), files, seed, dict(shapes), image)
     names = [port.name for port in session.get_outputs()]

@@ -42,7 +42,21 @@ if TYPE_CHECKING:
     "[default: 0.001 for float weights, more for fewer bits and more layers]",
 )
 @click.option(
-    "--memory-low", is_flag=True, help="Run MODEL in low-memory mode (MNN quantizes activations at run time)."
+    "--memory-low", is_flag=True, help="Run MODEL in low-memory mode (activations are quantized at run time)."
+)
+@click.option(
+    "--dynamic",
+    type=click.Choice(["auto", "always", "compat"]),
+    default="auto",
+    show_default=True,
+    help="With --memory-low, layers that mnnq's runtime runs in integers: those that gain, all, or all with MNN's rules.",
+)
+@click.option(
+    "--int8",
+    type=click.Choice(["exact", "compat"]),
+    default="compat",
+    show_default=True,
+    help="Pooling of int8 tensors in mnnq's runtime: by the formulas, or as MNN computes it.",
 )
 @click.option(
     "--precision",

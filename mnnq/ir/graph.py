@@ -2,7 +2,7 @@
 
 Values are named by strings; an absent optional input or output is the empty string. Constants are numpy
 arrays. Operators are those of the default ONNX domain, plus a few of domain ``mnnq`` that passes introduce
-(`LINEAR`). The graph knows nothing of MNN.
+(`LINEAR`, `FAKE_QUANT`). The graph knows nothing of MNN.
 """
 
 from __future__ import annotations
@@ -20,6 +20,10 @@ MNNQ_DOMAIN = "mnnq"
 #: ``Linear(x, weight[, bias])``: ``y[..., o] = sum_k x[..., k] * weight[k, o] + bias[o]`` with constant weight
 #: and bias; attribute ``transposed`` = 1 says that the weight is stored ``[o, k]``. Shapes: x ``[..., K]``, y ``[..., O]``.
 LINEAR = "Linear"
+
+#: ``FakeQuant(x)``: ``(clamp(round(x / scale) + zero, low, high) - zero) * scale``, codes of a signed byte; attributes
+#: ``scale`` (float), ``zero``, ``low``, ``high`` (ints). A quantization of the source that the result keeps.
+FAKE_QUANT = "FakeQuant"
 
 Dim = int | str | None
 

@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from mnnq.ir.imported import ImportReport
 from mnnq.ir.signature import Signature
 
 #: Operators that carry `Convolution2D` weights.
@@ -84,6 +85,8 @@ class Model:
         Inputs and outputs as the source has them; None for files of other tools.
     source
         File the model was read from, for messages.
+    imported
+        What became of the quantization of the source; None when it had none.
     """
 
     ops: list[Op] = field(default_factory=list)
@@ -94,6 +97,7 @@ class Model:
     net: dict[str, Any] = field(default_factory=dict)
     signature: Signature | None = None
     source: Path | None = None
+    imported: ImportReport | None = None
 
     @property
     def inputs(self) -> list[str]:

@@ -16,10 +16,10 @@ from mnnq.ir.graph import Graph, Node
 from mnnq.passes.rewriting import int_list
 
 #: Domain of onnxruntime's own operators.
-_CONTRIB = "com.microsoft"
+CONTRIB = "com.microsoft"
 
 #: Operators of one or two quantized tensors: the number of tensors, and the float operator.
-_QLINEAR = {
+QLINEAR = {
     "QLinearAdd": (2, "Add"),
     "QLinearMul": (2, "Mul"),
     "QLinearAveragePool": (1, "AveragePool"),
@@ -41,11 +41,11 @@ def expand_quantized(graph: Graph) -> int:
     uses = graph.consumers()
     nodes: list[Node] = []
     for node in graph.nodes:
-        if node.domain == _CONTRIB and node.op_type in _QLINEAR:
-            made = _qlinear(graph, node)
-        elif node.domain == _CONTRIB and node.op_type == "QLinearConcat":
-            made = _concat(graph, node)
-        elif node.domain == _CONTRIB and node.op_type == "QGemm":
+        if node.domain == CONTRIB and node.op_type in QLINEAR:
+            made = expand_qlinear(graph, node)
+        elif node.domain == CONTRIB and node.op_type == "QLinearConcat":
+            made = expand_concat(graph, node)
+        elif node.domain == CONTRIB and node.op_type == "QGemm":
             made = _gemm(graph, node)
         elif node.domain == "" and node.op_type == "QLinearConv":
             made = _convolution(graph, node)
@@ -120,8 +120,9 @@ def _dequantized(graph: Graph, nodes: list[Node], x: str, scale: str, zero: str)
     return out
 
 
-def _qlinear(graph: Graph, node: Node) -> list[Node] | None:
-    count, op_type = _QLINEAR[node.op_type]
+def expand_qlinear(graph: Graph, node: Node) -> list[Node] | None:
+    """An operator of `QLINEAR`: dequantized operands, the float operator, its result quantized."""
+    count, op_type = QLINEAR[node.op_type]
     attrs = dict(node.attrs)
     opset = int(attrs.pop("opset", 13))
     if attrs.pop("channels_last", 0) or (op_type == "Softmax" and opset < 13):
@@ -135,7 +136,8 @@ def _qlinear(graph: Graph, node: Node) -> list[Node] | None:
     return nodes
 
 
-def _concat(graph: Graph, node: Node) -> list[Node]:
+def expand_concat(graph: Graph, node: Node) -> list[Node]:
+    """``QLinearConcat`` in the same way."""
     nodes: list[Node] = []
     parts = [_dequantized(graph, nodes, *node.inputs[i : i + 3]) for i in range(2, len(node.inputs) - 2, 3)]
     result = graph.fresh(f"{node.outputs[0]}_float")

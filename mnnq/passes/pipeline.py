@@ -14,6 +14,7 @@ from typing import TypeVar
 from mnnq.ir.graph import Graph
 from mnnq.ir.model import Model
 from mnnq.passes.dead_ops import merge_duplicate_ops, remove_dead_ops
+from mnnq.passes.describe_quantized import describe_quantized
 from mnnq.passes.expand_fourier import expand_fourier
 from mnnq.passes.expand_quantized import expand_quantized
 from mnnq.passes.fold_constants import fold_constants
@@ -24,6 +25,7 @@ from mnnq.passes.fuse_linear import fuse_linear
 from mnnq.passes.fuse_normalization import fuse_normalization
 from mnnq.passes.infer_shapes import forget_declared_shapes, infer_shapes
 from mnnq.passes.insert_layout import insert_layout
+from mnnq.passes.mark_quantized import WeightGrids, mark_quantized
 from mnnq.passes.merge_reshapes import merge_reshapes
 from mnnq.passes.normalize import extract_constants, normalize
 from mnnq.passes.simplify import remove_dead, simplify
@@ -57,8 +59,18 @@ _FUSING: tuple[Callable[[Graph], int], ...] = (
 )
 
 
-def optimize_graph(graph: Graph) -> None:
+def optimize_graph(graph: Graph, *, native: bool = False) -> WeightGrids | None:
     """Normalise and simplify a source graph in place, until nothing changes.
+
+    Parameters
+    ----------
+    native
+        Keep the quantization of the source for `optimize_model` to describe, instead of writing it in float operators.
+
+    Returns
+    -------
+    WeightGrids or None
+        What the weights of a source with quantized activations were, if `native` is set.
 
     Raises
     ------
@@ -66,16 +78,27 @@ def optimize_graph(graph: Graph) -> None:
         As `mnnq.passes.normalize.normalize` says.
     """
     forget_declared_shapes(graph)
-    _run(graph, (extract_constants, widen_halves, infer_shapes, expand_quantized, infer_shapes, normalize))
+    _run(graph, (extract_constants, widen_halves, infer_shapes))
+    grids = mark_quantized(graph) if native else None
+    _run(graph, (expand_quantized, infer_shapes, normalize))
     _repeat(graph, _FOLDING)
     _run(graph, (narrow_doubles,))
     _repeat(graph, _FUSING)
+    return grids if grids is not None and grids.activations else None
 
 
-def optimize_model(model: Model) -> None:
-    """Fuse activations, insert layout conversions and drop dead operators, in place."""
-    _run(model, (remove_dead_ops, merge_duplicate_ops, merge_reshapes, fuse_activation, insert_layout))
-    _run(model, (merge_duplicate_ops, remove_dead_ops))
+def optimize_model(model: Model) -> list[tuple[str, str]]:
+    """Fuse activations, describe tensors, insert layout conversions and drop dead operators, in place.
+
+    Returns
+    -------
+    list
+        What `mnnq.passes.describe_quantized.describe_quantized` returns.
+    """
+    _run(model, (remove_dead_ops, merge_duplicate_ops, merge_reshapes, fuse_activation))
+    rounded = describe_quantized(model)
+    _run(model, (insert_layout, merge_duplicate_ops, remove_dead_ops))
+    return rounded
 
 
 def _repeat(subject: _T, passes: Sequence[Callable[[_T], int]]) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from mnnq.ir.graph import LINEAR, Node
+from mnnq.ir.graph import FAKE_QUANT, LINEAR, MNNQ_DOMAIN, Node
 from mnnq.ir.symbolic import Poly, add, divide, divide_exactly, multiply, subtract
 from mnnq.passes.shape_values import HUGE, Known, Shape, Value, ints_of
 
@@ -15,7 +15,7 @@ Partial = list["int | Poly | None"]
 def refine(node: Node, known: Known) -> Partial | None:
     """Shape of the first output by this module's rules, or None when they have nothing to say."""
     rule = _RULES.get(node.op_type)
-    if rule is None or not node.inputs or (node.domain and node.op_type != LINEAR):
+    if rule is None or not node.inputs or node.domain not in ("", MNNQ_DOMAIN):
         return None
     try:
         return rule(node, known)
@@ -252,12 +252,18 @@ def _linear(node: Node, known: Known) -> Partial | None:
     return [*shape[:-1], weight[0 if node.attrs.get("transposed") else 1]]
 
 
+def _unchanged(node: Node, known: Known) -> Partial | None:
+    shape = known.shape(node.inputs[0])
+    return None if shape is None else list(shape)
+
+
 _RULES: dict[str, Callable[[Node, Known], Partial | None]] = {
     "AveragePool": _windows,
     "Concat": _concat,
     "ConstantOfShape": _constant_of_shape,
     "Conv": _windows,
     "Expand": _expand,
+    FAKE_QUANT: _unchanged,
     "Flatten": _flatten,
     LINEAR: _linear,
     "MaxPool": _windows,

@@ -9,6 +9,9 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+#: Elements that are compared at once: they stay in cache, and BLAS starts no threads for so few.
+_CHUNK = 1 << 13
+
 
 @dataclass(frozen=True)
 class OutputError:
@@ -76,21 +79,26 @@ class ErrorSums:
             problem = f"shape {list(output.shape)}, the reference has {list(reference.shape)}"
             self._problem = problem, output.shape
             return
-        ref, out = reference.astype(np.float64), output.astype(np.float64)
-        if not np.isfinite(ref).all():
-            self._problem = "the reference is not finite on these inputs; give others", self._shape
-            return
-        if not np.isfinite(out).all():
-            self._problem = "NaN or infinity", self._shape
-            return
-        if not ref.size:
-            return
-        self._difference = max(self._difference, float(np.abs(out - ref).max()))
-        self._peak = max(self._peak, float(np.abs(ref).max()))
-        self._error += float(np.square(out - ref).sum())
-        self._power += float(np.square(ref).sum())
-        self._norm += float(np.square(out).sum())
-        self._dot += float((out * ref).sum())
+        refs, outs = np.ascontiguousarray(reference).reshape(-1), np.ascontiguousarray(output).reshape(-1)
+        for start in range(0, refs.size, _CHUNK):
+            ref = refs[start : start + _CHUNK].astype(np.float64)
+            out = outs[start : start + _CHUNK].astype(np.float64)
+            if not np.isfinite(ref).all():
+                self._problem = "the reference is not finite on these inputs; give others", self._shape
+                return
+            if not np.isfinite(out).all():
+                self._problem = "NaN or infinity", self._shape
+                return
+            self._add(ref, out)
+
+    def _add(self, ref: npt.NDArray[np.float64], out: npt.NDArray[np.float64]) -> None:
+        difference = out - ref
+        self._difference = max(self._difference, float(difference.max()), -float(difference.min()))
+        self._peak = max(self._peak, float(ref.max()), -float(ref.min()))
+        self._error += float(np.dot(difference, difference))
+        self._power += float(np.dot(ref, ref))
+        self._norm += float(np.dot(out, out))
+        self._dot += float(np.dot(ref, out))
 
     def result(self) -> OutputError:
         """The error over the samples so far."""

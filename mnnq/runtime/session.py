@@ -119,6 +119,9 @@ class SessionOptions:
         Number of sets of input shapes whose plans are kept; the one not used for longest goes first.
     fuse
         Fuse element-wise operators into the operator before them.
+    max_loop_iterations
+        Iterations that all loops of one run may take together, those of nested loops each time; a run that needs more is an
+        `ExecutionError`. So a loop whose condition never fails ends.
     """
 
     threads: int = field(default_factory=_available_cpus)
@@ -128,6 +131,7 @@ class SessionOptions:
     int8: Int8 = Int8.EXACT
     plan_cache: int = 16
     fuse: bool = True
+    max_loop_iterations: int = 1 << 20
 
     def __post_init__(self) -> None:
         if isinstance(self.threads, bool) or not 1 <= self.threads <= 1024:
@@ -136,6 +140,9 @@ class SessionOptions:
         if isinstance(self.plan_cache, bool) or self.plan_cache < 1:
             msg = f"{self.plan_cache!r}, wanted 1 or more"
             raise ConfigError(msg, key="plan_cache")
+        if isinstance(self.max_loop_iterations, bool) or not 1 <= self.max_loop_iterations < 1 << 63:
+            msg = f"{self.max_loop_iterations!r}, wanted 1 or more"
+            raise ConfigError(msg, key="max_loop_iterations")
         kinds = {"precision": Precision, "memory": Memory, "dynamic": Dynamic, "int8": Int8}
         for key, kind in kinds.items():
             object.__setattr__(self, key, _member(kind, getattr(self, key), key))
@@ -242,6 +249,7 @@ class InferenceSession:
             int8=self._options.int8.value,
             plan_cache=self._options.plan_cache,
             fuse=self._options.fuse,
+            max_loop_iterations=self._options.max_loop_iterations,
         )
         self._inputs = {name: (dtype, shape) for name, dtype, shape in self._session.inputs()}
         signature = read_signature(self._session.metadata()) or Signature()

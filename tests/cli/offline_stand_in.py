@@ -29,6 +29,7 @@ class OfflineConfig:
     bias_correction: bool = True
     equalization: bool = True
     keep_float: bool = True
+    float_share: float = 0.12
     min_sqnr_db: float = 6.0
     check_samples: int = 16
     force: bool = False

@@ -396,6 +396,36 @@ def test_convert_writes_float_weights(tmp_path: Path, capsys: pytest.CaptureFixt
 # -- info
 
 
+def test_info_without_a_model_shows_the_cpu(capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(["info", "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert found["levels"][0] == "baseline"
+    assert found["level"] in found["levels"]
+    assert {"gemm_f32", "gemm_i8", "gemm_w4", "depthwise_i8"} <= set(found["kernels"])
+    assert run(["info"]) == 0
+    text = capsys.readouterr().out
+    assert f"in use    {found['level']}" in text
+    for family, kernel in found["kernels"].items():
+        assert kernel.startswith(family)
+        assert kernel in text
+    assert run(["info", "--input-shape", "x=1x2"]) == 2
+    assert "--input-shape" in capsys.readouterr().err
+
+
+def test_the_instruction_set_can_be_lowered() -> None:
+    command = [sys.executable, "-m", "mnnq", "info", "--json"]
+    for value, status in (("baseline", 0), ("Vectrex", 2)):
+        done = subprocess.run(command, env={**os.environ, "MNNQ_ISA": value}, capture_output=True, text=True)
+        assert done.returncode == status
+        if status:
+            assert "unknown ISA level" in done.stderr
+            assert "internal error" not in done.stderr
+        else:
+            found = json.loads(done.stdout)
+            assert (found["level"], found["requested"]) == ("baseline", "baseline")
+            assert all("baseline" in kernel for kernel in found["kernels"].values())
+
+
 def test_info_as_json_lists_bits_of_each_layer(model: Path, capsys: pytest.CaptureFixture[str]) -> None:
     output = model.with_name("out.mnn")
     run(["quant", str(model), "-o", str(output), "--bits", "3", "--symmetric", "--block", "16"])

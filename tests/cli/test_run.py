@@ -11,6 +11,8 @@ import onnx
 import pytest
 from onnx import helper
 
+import mnnq
+from mnnq import _native
 from mnnq.cli.main import run
 from mnnq.runtime import InferenceSession, benchmark
 from tests import builders, mnn_models
@@ -218,6 +220,35 @@ def test_bench_measures_what_ran(model: Path, capsys: pytest.CaptureFixture[str]
     assert "latency  median" in text
     assert "1 threads, precision low, memory low" in text
     assert text.rstrip().count("\n") == text.count("\n") - 1
+
+
+def test_modes_of_the_session_reach_it(
+    model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    small = tmp_path / "w8.mnn"
+    mnnq.quantize_weights(mnnq.load(model), bits=8).save(small)
+    modes = ["--memory", "low", "--dynamic", "always", "--int8", "compat"]
+    assert run(["bench", str(small), "--time", "0.01", *modes, "--json"]) == 0
+    report = json.loads(capsys.readouterr().out)
+    assert (report["memory"], report["dynamic"], report["int8"]) == ("low", "always", "compat")
+    assert report["isa"] == _native.cpu_kernels()["level"]
+    kernels = {step["node"]: step["kernel"] for step in report["steps"]}
+    assert "int8" in kernels["mid"]
+    for command in ("run", "bench"):
+        assert run([command, str(small), "--random", "0", "--dynamic", "compat"]) == 2
+        assert "--dynamic" in capsys.readouterr().err
+        assert run([command, str(small), "--random", "0", "--int8", "fast"]) == 2
+        assert "'fast'" in capsys.readouterr().err
+    values = []
+    for mode in ("always", "compat"):
+        file = tmp_path / f"{mode}.npz"
+        assert (
+            run(["run", str(small), "--random", "0", "--memory", "low", "--dynamic", mode, "-o", str(file)])
+            == 0
+        )
+        with np.load(file) as arrays:
+            values.append(arrays[arrays.files[0]])
+    assert not np.array_equal(*values)
 
 
 def test_bench_takes_shapes_and_refuses_what_run_refuses(

@@ -80,6 +80,25 @@ def test_a_file_alone_is_compared_between_the_runtimes(
 
 @needs_mnn
 @pytest.mark.peer
+def test_dynamic_quantization_is_compared_with_that_of_mnn(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    small = tmp_path / "w8.mnn"
+    mnnq.quantize_weights(mnn_models.chain(), bits=8).save(small)
+    errors = []
+    for mode in ("auto", "always", "compat"):
+        assert run(["verify", str(small), "--memory-low", "--dynamic", mode, "--json"]) == 0
+        (result,) = json.loads(capsys.readouterr().out)["results"]
+        assert result["engine"] == "mnnq, memory low"
+        assert result["threshold"] > verify.FLOAT_THRESHOLD
+        errors.append(result["outputs"][0]["relative"])
+    assert len(set(errors)) > 1
+    assert run(["verify", str(small), "--dynamic", "always"]) == 2
+    assert "dynamic" in capsys.readouterr().err
+
+
+@needs_mnn
+@pytest.mark.peer
 def test_a_file_is_compared_with_another(
     model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

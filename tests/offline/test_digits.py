@@ -38,7 +38,7 @@ def test_the_real_runtime_decides_the_same(tmp_path: Path, mnn_runtime: MnnRunti
     path = tmp_path / "digits.mnn"
     example().main(path)
     with np.load(EXAMPLE / "digits_test.npz") as data:
-        images = data["images"]
+        images = data["image"]
     ours = mnnq.InferenceSession(path).run(None, {"image": images})[0]
     theirs = mnn_runtime.run(path, {"image": images}, ["logits"])["logits"].reshape(ours.shape)
     assert np.mean(ours.argmax(1) == theirs.argmax(1)) > 0.99

@@ -243,6 +243,61 @@ def test_maxima_and_conversions_are_shared(tmp_path: Path) -> None:
     assert np.array_equal(outputs(model, x, tmp_path / "m.mnn", int8="compat"), real(unsigned, q))
 
 
+@pytest.mark.parametrize(
+    ("hair", "low", "on_codes"), [(2.0**-18, -127, True), (2.0**-10, -127, False), (2.0**-18, 9, False)]
+)
+def test_maxima_between_almost_equal_scales_stay_codes(
+    hair: float, low: int, on_codes: bool, tmp_path: Path
+) -> None:
+    rng = np.random.default_rng(7)
+    x = rng.standard_normal((1, 6, 8, 8)).astype(F)
+    qx, qc = info(0.03), info(0.02, 5)
+    qp = {**qc, "scale": float(F(qc["scale"] * (1 + hair))), "min": float(low)}
+    w = [rng.integers(-127, 128, (8, inside, 1, 1)) for inside in (6, 8)]
+    alpha, bias = np.full(8, 1e-3, F), np.zeros(8, F)
+    size = {"kernelX": 2, "kernelY": 2, "strideX": 2, "strideY": 2, "type": "MAXPOOL", "ceilModel": False}
+    pool = Op("Pooling", "p", ["c"], ["p"], "Pool", size)
+    first, last = (convolution(n, r, v, alpha, bias) for n, r, v in zip("cy", "xp", w, strict=True))
+    model = Model([source([1, 6, 8, 8]), first, pool, last], ["y"])
+    model.tensor_quant = {"x": qx, "c": qc, "p": qp, "y": qx}
+
+    codes = conv_codes(sums(to_codes(x, qx), w[0], 1, 1, 0), alpha, bias, qx, qc, False, False)
+    largest = codes.reshape(1, 8, 4, 2, 4, 2).max((3, 5))
+    pooled = to_codes(real(largest, qc), qp)
+    assert np.array_equal(pooled, largest) is (low < 9)
+    want = real(conv_codes(sums(pooled - 5, w[1], 1, 1, 0), alpha, bias, qp, qx, False, False), qx)
+    for options in ({}, {"int8": "compat"}, {"fuse": False}):
+        assert np.array_equal(outputs(model, x, tmp_path / "m.mnn", **options), want)
+    session = InferenceSession(tmp_path / "m.mnn", {"threads": 1})
+    session.run(None, {"x": x})
+    (step,) = (step for step in session.profile() if step.op_type == "Pooling")
+    assert ("int8" in step.kernel) is on_codes
+    # Read as floats it is not rounded to its own grid.
+    model.outputs = ["p"]
+    model.ops.pop()
+    del model.tensor_quant["y"]
+    assert np.array_equal(outputs(model, x, tmp_path / "m.mnn"), real(largest, qc))
+
+
+def test_codes_do_not_spread_to_tensors_described_as_floats(tmp_path: Path) -> None:
+    x = np.linspace(-3, 3, 64, dtype=F).reshape(1, 4, 4, 4)
+    gate = Op("UnaryOp", "s", ["x"], ["s"], "UnaryOp", {"opType": "SIGMOID"})
+    coarse, fine = info(0.25), info(0.01)
+    relu = Op("ReLU", "r", ["s"], ["r"], "Relu", {"slope": 0.0})
+    both = Op("BinaryOp", "y", ["s", "s"], ["y"], "BinaryOp", {"opType": "ADD", "T": "DT_FLOAT"})
+    model = Model([source([1, 4, 4, 4]), gate, relu, both], ["r", "y"])
+    model.tensor_quant = {"r": coarse, "y": fine}
+
+    def run() -> np.ndarray:
+        model.save(tmp_path / "m.mnn")
+        return np.asarray(InferenceSession(tmp_path / "m.mnn").run(["y"], {"x": x})[0])
+
+    exact = 2 / (1 + np.exp(-x.astype(np.float64)))
+    assert np.abs(run() - exact).max() > 0.1
+    model.tensor_quant["s"] = {**info(1.0), "scale": 0.0, "type": "DT_FLOAT"}
+    assert np.abs(run() - exact).max() < 1e-5
+
+
 CHECK = """
 import hashlib, sys, numpy as np
 from mnnq.runtime import InferenceSession

@@ -80,6 +80,20 @@ def test_convolution_of_volumes(
     np.testing.assert_allclose(got, np.maximum(want, 0) if relu else want, rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.parametrize("groups", [2, 3, 6])
+def test_grouped_convolution_of_volumes(groups: int) -> None:
+    x, weight, bias = _floats(2, 6, 4, 5, 6), _floats(12, 6 // groups, 2, 3, 3), _floats(12)
+    strides, pads = (1, 2, 1), (1, 1, 1, 0, 1, 1)
+    common = {
+        "kernels": _ints(2, 3, 3), "strides": _ints(*strides), "dilates": _ints(1, 1, 1), "pads": _ints(*pads),
+        "inputCount": 6, "outputCount": 12, "group": groups,
+    }  # fmt: skip
+    (got,) = run_op("Convolution3D", [x], "Convolution3D", common=common, weight=weight.ravel(), bias=bias)
+    feeds = {"x": x, "w": weight, "b": bias}
+    want = _reference("Conv", feeds, strides=strides, pads=pads, kernel_shape=(2, 3, 3), group=groups)
+    np.testing.assert_allclose(got, want, rtol=1e-4, atol=1e-5)
+
+
 def test_windows_of_volumes_that_do_not_fit_are_refused() -> None:
     x = _floats(1, 2, 3, 3, 3)
     with pytest.raises(UnsupportedError, match=r"kernels is \[2, 2\]"):
@@ -88,9 +102,11 @@ def test_windows_of_volumes_that_do_not_fit_are_refused() -> None:
         run_op("Pooling3D", [x], "Pool3D", kernels=_ints(4, 1, 1), strides=_ints(1, 1, 1))
     with pytest.raises(ExecutionError, match=r"\[N, C, D, H, W\]"):
         run_op("Pooling3D", [_floats(1, 2, 3, 3)], "Pool3D", kernels=_ints(1, 1, 1))
-    common = {"kernels": _ints(1, 1, 1), "outputCount": 2, "group": 2}
-    with pytest.raises(UnsupportedError, match="group is 2"):
+    common = {"kernels": _ints(1, 1, 1), "outputCount": 2, "group": 3}
+    with pytest.raises(UnsupportedError, match="group is 3, wanted a divisor of the 2 output channels"):
         session_of("Convolution3D", [x], "Convolution3D", {"common": common, "weight": _floats(4)}, 1)
+    with pytest.raises(ExecutionError, match="2 channels in each of 2 groups"):
+        run_op("Convolution3D", [x], "Convolution3D", common=common | {"group": 2}, weight=_floats(4))
     fields = {"common": common | {"group": 1}, "weight": _floats(3)}
     with pytest.raises(UnsupportedError, match="weight is 3 values"):
         session_of("Convolution3D", [x], "Convolution3D", fields, 1)

@@ -10,7 +10,7 @@ import numpy.typing as npt
 import onnx
 from onnx import helper, numpy_helper
 
-from mnnq.ir.graph import LINEAR, MNNQ_DOMAIN, Graph, Node, ValueInfo
+from mnnq.ir.graph import FAKE_QUANT, LINEAR, MNNQ_DOMAIN, Graph, Node, ValueInfo
 
 #: Constants of more elements than this are typed inputs in the light form.
 LIGHT_LIMIT = 1024
@@ -114,6 +114,8 @@ def _read(graph: Graph) -> set[str]:
 def _expand(graph: Graph, node: Node) -> Iterable[onnx.NodeProto]:
     if node.domain == MNNQ_DOMAIN and node.op_type == LINEAR:
         return _linear(node)
+    if node.domain == MNNQ_DOMAIN and node.op_type == FAKE_QUANT:
+        return _fake_quant(node)
     if node.domain == "" and node.op_type == "Swish":
         return _swish(graph, node)
     return [node_proto(node)]
@@ -131,6 +133,28 @@ def _linear(node: Node) -> list[onnx.NodeProto]:
     if node.has_input(2):
         nodes.append(helper.make_node("Add", [product, node.inputs[2]], [out]))
     return nodes
+
+
+def _fake_quant(node: Node) -> list[onnx.NodeProto]:
+    out, zero = node.outputs[0], int(node.attrs["zero"])
+    constants = {
+        "scale": np.float32(node.attrs["scale"]),
+        "zero": np.int8(zero),
+        "low": np.int8(node.attrs["low"]),
+        "high": np.int8(node.attrs["high"]),
+    }
+    nodes = [
+        helper.make_node("Constant", [], [f"{out}__{key}"], value=numpy_helper.from_array(np.asarray(value)))
+        for key, value in constants.items()
+    ]
+    scale, point, low, high = (f"{out}__{key}" for key in constants)
+    codes, clamped = f"{out}__codes", f"{out}__clamped"
+    return [
+        *nodes,
+        helper.make_node("QuantizeLinear", [node.inputs[0], scale, point], [codes]),
+        helper.make_node("Clip", [codes, low, high], [clamped]),
+        helper.make_node("DequantizeLinear", [clamped, scale, point], [out], name=node.name),
+    ]
 
 
 def _swish(graph: Graph, node: Node) -> list[onnx.NodeProto]:

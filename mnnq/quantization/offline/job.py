@@ -4,25 +4,15 @@ from __future__ import annotations
 
 import time
 from concurrent.futures import Executor
-from dataclasses import replace
-
-import numpy as np
-import numpy.typing as npt
+from dataclasses import dataclass, replace
 
 from mnnq.errors import QuantizationError
-from mnnq.ir.model import Model, Op
-from mnnq.quantization.offline.calibration import (
-    Calibration,
-    Progress,
-    calibrate,
-    channel_statistics,
-    limited,
-)
-from mnnq.quantization.offline.check import Check, compare_models
+from mnnq.ir.model import Model
+from mnnq.quantization.offline.build import Builder, Built
+from mnnq.quantization.offline.calibration import Calibration, Progress, calibrate, limited
 from mnnq.quantization.offline.config import OfflineConfig
 from mnnq.quantization.offline.dataset import Dataset
-from mnnq.quantization.offline.layout import CONVOLUTIONS, COPIES, STORED, Layout, match_skips, plan_layout
-from mnnq.quantization.offline.ranges import TensorQuant, choose_codes, is_relu_sum, one_sided, tensor_codes
+from mnnq.quantization.offline.layout import CONVOLUTIONS, match_skips
 from mnnq.quantization.offline.report import (
     OfflineLayer,
     OfflineOutput,
@@ -30,23 +20,8 @@ from mnnq.quantization.offline.report import (
     OfflineResult,
     OfflineTensor,
 )
-from mnnq.quantization.offline.tables import put_table, table_function
-from mnnq.quantization.offline.weights import WeightError, bias_of, mean_error, quantize_weights
-
-#: Signal to noise ratio, in dB, from which codes are good enough for an output.
-_OUTPUT_DB = 42.0
-
-#: Largest bias of a depthwise convolution in units of its sums.
-_LARGEST_BIAS = 2.0**22
-
-#: Samples of the bias correction.
-_BIAS_SAMPLES = 24
-
-#: Description of a tensor that stays float.
-_FLOAT: TensorQuant = {"scale": 0.0, "zero": 0.0, "min": -128.0, "max": 127.0, "type": "DT_FLOAT"}
-
-#: Layers that a repair leaves float at once, as a share of those that are int8.
-_REPAIR_SHARE = 0.06
+from mnnq.quantization.offline.sensitivity import Trials, candidates, quiet, repair
+from mnnq.report.compare import CompareResult, compare
 
 
 def quantize_offline(
@@ -83,6 +58,9 @@ def quantize_offline(
         to leave float.
     """
     config = config or OfflineConfig()
+    if model.imported is not None:
+        msg = "the source is quantized already; load it with qdq='float' (--qdq float) to choose scales anew"
+        raise QuantizationError(msg)
     match_skips(model, config.skip)
     start = time.perf_counter()
     found = calibrate(model, dataset, config, executor=executor, progress=progress)
@@ -109,211 +87,135 @@ def quantize_calibrated(
     """
     config = config or OfflineConfig()
     skip = match_skips(model, config.skip)
-    attempt = _attempt(model, calibration, dataset, config, skip, progress)
+    job = _Job(calibration, dataset, config, progress)
+    attempt = job.attempt(skip)
     fixed: list[str] = []
-    while config.fix and attempt.failed and (more := _repair(attempt)):
-        fixed.extend(more)
-        skip |= set(more)
-        attempt = _attempt(model, calibration, dataset, config, skip, progress)
-    report = replace(attempt.report, fixed=tuple(fixed))
+    share = 0.0 if config.compat else config.float_share
+    if share and attempt.check is not None and (names := job.noisy(attempt, skip, share)):
+        skip |= names
+        fixed.extend(sorted(names))
+        attempt = job.attempt(skip)
+    more: frozenset[str] = frozenset()
+    while attempt.failed and (config.fix or not config.force) and (more := job.repair(attempt, skip)):
+        if not config.fix:
+            break
+        skip |= more
+        fixed.extend(sorted(more))
+        attempt = job.attempt(skip)
+    report = replace(_report(attempt, calibration), fixed=tuple(fixed))
     if attempt.failed and not config.force:
-        worst = ", ".join(
-            f"{layer.name} ({layer.sqnr_db:.1f} dB)" for layer in report.worst() if layer.sqnr_db is not None
-        )
-        output = min(report.outputs, key=lambda o: o.sqnr_db)
-        advice = ", ".join(_repair(attempt)) or "none"
-        msg = (
-            f"output {output.name!r} has a signal to noise ratio of {output.sqnr_db:.1f} dB, wanted "
-            f"{config.min_sqnr_db:g}; worst layers: {worst}; leave float: {advice} (or fix=True, or force=True)"
-        )
-        raise QuantizationError(msg)
-    return OfflineResult(attempt.model, report)
+        raise QuantizationError(_refusal(report, config, more))
+    return OfflineResult(attempt.built.model, report)
 
 
+def _refusal(report: OfflineReport, config: OfflineConfig, repair: frozenset[str]) -> str:
+    """Why a model is refused, and what to do."""
+    worst = ", ".join(
+        f"{layer.name} ({layer.sqnr_db:.1f} dB)" for layer in report.worst() if layer.sqnr_db is not None
+    )
+    output = min(report.outputs, key=lambda o: o.sqnr_db)
+    advice = ", ".join(sorted(repair)) or "none found"
+    return (
+        f"output {output.name!r} has a signal to noise ratio of {output.sqnr_db:.1f} dB, wanted "
+        f"{config.min_sqnr_db:g}; worst layers: {worst}; leave float: {advice} (or fix=True, or force=True)"
+    )
+
+
+@dataclass(frozen=True)
 class _Attempt:
     """A quantized model and what is known of it."""
 
-    def __init__(self, model: Model, report: OfflineReport, config: OfflineConfig) -> None:
-        self.model = model
-        self.report = report
-        worst = report.sqnr_db
-        self.failed = worst is not None and not worst >= config.min_sqnr_db
+    built: Built
+    check: CompareResult | None
+    seconds: dict[str, float]
+    min_sqnr_db: float
+
+    @property
+    def failed(self) -> bool:
+        """Whether the check says so; without one nothing failed."""
+        if self.check is None:
+            return False
+        return not all(output.sqnr_db >= self.min_sqnr_db for output in self.check.outputs)
 
 
-def _attempt(
-    model: Model,
-    calibration: Calibration,
-    dataset: Dataset,
-    config: OfflineConfig,
-    skip: set[str],
-    progress: Progress | None,
-) -> _Attempt:
-    tell = progress or (lambda *_: None)
-    seconds: dict[str, float] = {}
-    start = time.perf_counter()
+class _Job:
+    """Attempts on one set of statistics."""
 
-    def lap(stage: str) -> None:
-        nonlocal start
-        now = time.perf_counter()
-        seconds[stage] = now - start
-        start = now
+    def __init__(
+        self, calibration: Calibration, dataset: Dataset, config: OfflineConfig, progress: Progress | None
+    ) -> None:
+        self.calibration, self.dataset, self.config = calibration, dataset, config
+        self.builder = Builder(calibration, dataset, config)
+        self.tell = progress or (lambda *_: None)
+        self.seconds: dict[str, float] = {}
 
-    model = calibration.model
-    result = model.copy()
-    tell("quantize", 0, 1)
-    floats = set(calibration.tensors)
-    excluded = _sensitive_outputs(result, calibration, config) if config.keep_float else set()
-    layout = plan_layout(result, floats, skip, excluded)
-    codes = choose_codes(result, layout, calibration, config)
-    errors = apply_codes(result, layout, codes, config)
-    lap("quantize")
-    shifts: dict[str, float] = {}
-    if config.bias_correction and errors:
-        shifts = correct_biases(model, result, layout, dataset, config)
-        lap("bias correction")
-    check = None
-    if config.check_samples:
-        tell("check", 0, 1)
-        samples = limited(dataset, config.check_samples)
-        check = compare_models(model, result, list(samples), config.threads)
-        lap("check")
-    report = _report(result, layout, codes, calibration, errors, check, shifts, seconds)
-    return _Attempt(result, report, config)
+    def _lap(self, stage: str, start: float) -> None:
+        self.seconds[stage] = self.seconds.get(stage, 0.0) + time.perf_counter() - start
 
+    def attempt(self, skip: set[str]) -> _Attempt:
+        """Quantize and check."""
+        start = time.perf_counter()
+        self.tell("quantize", 0, 1)
+        built = self.builder.build(skip)
+        self._lap("quantize", start)
+        check = None
+        if self.config.check_samples:
+            self.tell("check", 0, 1)
+            start = time.perf_counter()
+            samples = list(limited(self.dataset, self.config.check_samples))
+            options = {} if self.config.threads is None else {"threads": self.config.threads}
+            check = compare(self.calibration.model, built.model, samples, options=options)
+            self._lap("check", start)
+        return _Attempt(built, check, self.seconds, self.config.min_sqnr_db)
 
-def _sensitive_outputs(model: Model, calibration: Calibration, config: OfflineConfig) -> set[str]:
-    """Tensors that are outputs of the model, up to copies, and that codes would distort."""
-    found: set[str] = set()
-    todo = list(model.outputs)
-    producers = {name: op for op in model.ops for name in op.outputs}
-    known = set(calibration.tensors)
-    while todo:
-        name = todo.pop()
-        if name not in known or name in found:
-            continue
-        info = tensor_codes(calibration, [name], config)
-        numbers = (info["scale"], int(info["zero"]), int(info["min"]), int(info["max"]))
-        signal, noise, _ = calibration.statistics.error(name, *numbers)
-        if signal > noise * 10 ** (_OUTPUT_DB / 10):
-            continue
-        found.add(name)
-        op = producers.get(name)
-        if op is not None and op.type in COPIES:
-            todo.append(op.inputs[0])
-    return found
+    def noisy(self, attempt: _Attempt, skip: set[str], share: float) -> frozenset[str]:
+        """Layers that cause most of the noise, up to a share of them."""
+        layers = _layers(attempt)
+        most = int(share * len(layers))
+        if not most:
+            return frozenset()
+        start = time.perf_counter()
+        self.tell("sensitivity", 0, 1)
+        sets = candidates(attempt.built.model, layers, _added(attempt))
+        found = quiet(Trials(self.builder, self.dataset, skip), sets, most)
+        self._lap("sensitivity", start)
+        return found
+
+    def repair(self, attempt: _Attempt, skip: set[str]) -> frozenset[str]:
+        """Layers to leave float so that the check passes, as far as they help; if none does, the worst one."""
+        start = time.perf_counter()
+        self.tell("repair", 0, 1)
+        layers, added = _layers(attempt), _added(attempt)
+        if not layers:
+            return frozenset()
+        sets = candidates(attempt.built.model, layers, added)
+        found = repair(Trials(self.builder, self.dataset, skip), sets, self.config.min_sqnr_db)
+        self._lap("repair", start)
+        return found or frozenset({max(layers, key=lambda name: added.get(name, 0.0))})
 
 
-def apply_codes(
-    model: Model, layout: Layout, codes: dict[str, TensorQuant], config: OfflineConfig
-) -> dict[int, WeightError]:
-    """Make the operators of a layout int8, in place; returns what became of weights, by ``id`` of the operator."""
-    model.tensor_quant = {name: dict(info) for name, info in codes.items()}
-    for name in _pinned(model, codes):
-        model.tensor_quant[name] = dict(_FLOAT)
-    errors: dict[int, WeightError] = {}
-    for op in model.ops:
-        stored = op.type in STORED and op.inputs[0] in codes and op.outputs[0] in codes
-        if op.type in CONVOLUTIONS and id(op) in layout.integer:
-            floor = _scale_floor(op, codes[op.inputs[0]], codes[op.outputs[0]])
-            errors[id(op)] = quantize_weights(op, config.weight_method, config.weight_limit, floor)
-            _annotate(op, codes[op.inputs[0]], codes[op.outputs[0]])
-        elif stored and len(op.inputs) == 1:
-            errors[id(op)] = quantize_weights(op, config.weight_method, config.weight_limit)
-        elif id(op) in layout.integer and table_function(op) is not None:
-            put_table(op, codes[op.inputs[0]], codes[op.outputs[0]])
-        elif id(op) in layout.integer and is_relu_sum(op) and one_sided(codes[op.outputs[0]]):
-            op.params["activationType"] = 0
-    return errors
+def _layers(attempt: _Attempt) -> list[str]:
+    """Convolutions on codes, in order."""
+    built = attempt.built
+    return [op.name for op in built.model.ops if id(op) in built.layout.integer and op.type in CONVOLUTIONS]
 
 
-def _scale_floor(op: Op, source: TensorQuant, target: TensorQuant) -> npt.NDArray[np.float32] | None:
-    """Smallest scales of a depthwise convolution's channels.
-
-    Runtimes turn its bias and zero point into whole numbers of input scale times weight scale; channels whose weights are
-    almost zero beside their bias would overflow.
-    """
-    if op.type != "ConvolutionDepthwise":
-        return None
-    constant = np.abs(bias_of(op)) + abs(target["zero"]) * target["scale"]
-    return np.asarray(constant / (source["scale"] * _LARGEST_BIAS), np.float32)
+def _added(attempt: _Attempt) -> dict[str, float]:
+    """Noise that each layer adds, by name of the operator."""
+    layers = () if attempt.check is None else attempt.check.layers
+    return {layer.node: float("inf") if layer.added is None else layer.added for layer in layers}
 
 
-def _pinned(model: Model, codes: dict[str, TensorQuant]) -> set[str]:
-    """Tensors without codes beside tensors with codes: MNN would give them the codes of their neighbours."""
-    found: set[str] = set()
-    constants = {name for op in model.ops if op.type == "Const" for name in op.outputs}
-    for op in model.ops:
-        around = [name for name in (*op.inputs, *op.outputs) if name and name not in constants]
-        if op.type not in CONVOLUTIONS and any(name in codes for name in around):
-            found.update(name for name in around if name not in codes)
-    return found
-
-
-def _annotate(op: Op, source: TensorQuant, target: TensorQuant) -> None:
-    """What readers that do not look at tensor descriptions need."""
-    op.params["quanParameter"]["scaleIn"] = source["scale"]
-    op.params["quanParameter"]["scaleOut"] = target["scale"]
-    op.params["symmetricQuan"] = {
-        "method": "DEFAULT",
-        "nbits": 8,
-        "zeroPoint": int(source["zero"]),
-        "outputZeroPoint": int(target["zero"]),
-        "clampMin": int(target["min"]),
-        "clampMax": int(target["max"]),
-        "outputDataType": "DT_INT8",
-    }
-
-
-def correct_biases(
-    reference: Model, model: Model, layout: Layout, dataset: Dataset, config: OfflineConfig
-) -> dict[str, float]:
-    """Take the mean difference of each convolution's output off its bias, in place, by a few rounds over all layers.
-
-    Returns
-    -------
-    The largest change of a bias of each operator, relative to the spread of its channel means.
-    """
-    ops = [op for op in model.ops if id(op) in layout.integer and op.type in CONVOLUTIONS]
-    names = {op.inputs[0] for op in ops}
-    samples = list(limited(dataset, _BIAS_SAMPLES))
-    found = channel_statistics(reference, samples, names, config.threads)
-    means = {name: numbers[0] for name, numbers in found.items()}
-    float_ops = {id(op): other for op, other in zip(model.ops, reference.ops, strict=True)}
-    shifts = {}
-    for op in ops:
-        shift = mean_error(op, float_ops[id(op)], means[op.inputs[0]])
-        before = bias_of(op)
-        op.params["bias"] = (before + shift).astype(np.float32)
-        spread = float(np.std(before)) or 1.0
-        shifts[op.name] = float(np.abs(shift).max(initial=0.0)) / spread
-    return shifts
-
-
-def _repair(attempt: _Attempt) -> list[str]:
-    """Operators to leave float next: those that lose most against what comes in."""
-    layers = [layer for layer in attempt.report.integer if layer.sqnr_db is not None]
-    layers = [layer for layer in layers if layer.op_type in CONVOLUTIONS]
-    count = max(1, int(len(layers) * _REPAIR_SHARE))
-    worst = sorted(layers, key=lambda layer: layer.sqnr_db if layer.sqnr_db is not None else 0.0)
-    return [layer.name for layer in worst[:count]]
-
-
-def _report(
-    model: Model,
-    layout: Layout,
-    codes: dict[str, TensorQuant],
-    calibration: Calibration,
-    errors: dict[int, WeightError],
-    check: Check | None,
-    shifts: dict[str, float],
-    seconds: dict[str, float],
-) -> OfflineReport:
+def _report(attempt: _Attempt, calibration: Calibration) -> OfflineReport:
+    built, check = attempt.built, attempt.check
+    model, layout, codes, errors = built.model, built.layout, built.codes, built.errors
+    tensors_seen = {} if check is None else {layer.error.name: layer.error for layer in check.layers}
     layers, tensors = [], []
     for op in model.ops:
         if op.type in ("Input", "Const") or not op.outputs or op.outputs[0] not in calibration.tensors:
             continue
         name = op.outputs[0]
-        seen = check.tensors.get(name) if check is not None else None
+        seen = tensors_seen.get(name)
         info = codes.get(name)
         overflow = None
         if info is not None:
@@ -330,27 +232,23 @@ def _report(
                 None if seen is None else seen.cosine,
                 None if seen is None else seen.sqnr_db,
                 overflow,
-                shifts.get(op.name),
+                built.shifts.get(op.name),
             )
         )
     for name, info in codes.items():
         summary = calibration.statistics.summary(name)
         bounds = (int(info["zero"]), int(info["min"]), int(info["max"]))
         tensors.append(OfflineTensor(name, info["scale"], *bounds, summary["min"], summary["max"]))
-    outputs = (
-        []
-        if check is None
-        else [(name, check.outputs[name]) for name in model.outputs if name in check.outputs]
-    )
+    outputs = () if check is None else check.outputs
     return OfflineReport(
         tuple(layers),
         tuple(tensors),
-        tuple(OfflineOutput(name, seen.cosine, seen.sqnr_db) for name, seen in outputs),
+        tuple(OfflineOutput(output.name, output.cosine, output.sqnr_db) for output in outputs),
         calibration.samples,
         check.samples if check is not None else 0,
         sum(error.bytes_before for error in errors.values()),
         sum(error.bytes_after for error in errors.values()),
         (),
         calibration.notes,
-        seconds,
+        attempt.seconds,
     )

@@ -213,12 +213,19 @@ class _Planner:
     def _gains(self, op: Op, described: set[str]) -> bool:
         """Whether codes before an operator lead to codes behind it."""
         count = 2 if op.type == "BinaryOp" else len(op.inputs) if op.type in _JOINS else 1
-        before = all(name in described for name in op.inputs[:count])
+        before = all(name in described or self._given(name) for name in op.inputs[:count])
+        before = before and any(name in described for name in op.inputs[:count])
         behind = all(self._wanted(name, described, set()) for name in op.outputs)
         if op.type in COPIES and any(name in described for name in op.outputs):
             # The layout conversion in front of a convolution: codes are made before it, from graph inputs too.
             return True
         return before and behind
+
+    def _given(self, name: str) -> bool:
+        """Whether a tensor is an input of the model, perhaps moved: it can be given codes where it is read."""
+        while (op := self.producer.get(name)) is not None and op.type in COPIES:
+            name = op.inputs[0]
+        return name in self.floats and op is not None and op.type == "Input"
 
     def _wanted(self, name: str, described: set[str], seen: set[str]) -> bool:
         """Whether some reader of a tensor computes on codes, perhaps behind copies and functions."""
@@ -229,7 +236,9 @@ class _Planner:
         seen.add(name)
         for reader in self.readers.get(name, []):
             data = self._data(reader) or (reader.outputs if reader.type in _POOLS else [])
-            if reader.type in CONVOLUTIONS and data and all(n in self.floats for n in data):
+            if not all(n in self.floats for n in data):
+                continue  # such as a product with a constant: it stays float whatever comes before
+            if reader.type in CONVOLUTIONS and data:
                 return True
             if data and any(self._wanted(out, described, seen) for out in reader.outputs):
                 return True

@@ -25,7 +25,8 @@ class OfflineLayer:
         Signal to noise ratio of its weights; None without weights or when they are float.
     cosine, sqnr_db
         Its output in the quantized model against the float model, over the samples checked: cosine of the angle, and
-        ``10 log10(sum y^2 / sum (y - y')^2)``. The errors of all operators before it are included.
+        ``10 log10(sum y^2 / sum (y - y')^2)``. The errors of all operators before it are included. None
+        without a check, and for conversions of the layout.
     overflow
         Share of its output's values that lie beyond the range of its codes; None where the output has none.
     bias_shift

@@ -162,3 +162,65 @@ fn recurrent_steps_take_no_memory() {
     let (short, long) = (filled(&[2, 2, 3]), filled(&[40, 2, 3]));
     check((&recurrent(2), &short), (&recurrent(40), &long));
 }
+
+/// Convolutions whose weights are computed.
+fn computed_weights(blocks: usize) -> Session {
+    let mut b = Builder::default();
+    b.input("x", DataType::DT_FLOAT, &[16, 16, 3, 3]);
+    let mut last = "x".to_owned();
+    for block in 0..blocks {
+        let mut common = Table::new(TableKind::Convolution2DCommon);
+        common.set(convolution2d_common::KERNEL_X, 3).set(convolution2d_common::KERNEL_Y, 3);
+        common.set(convolution2d_common::PAD_X, 1).set(convolution2d_common::PAD_Y, 1);
+        common.set(convolution2d_common::OUTPUT_COUNT, 16);
+        let mut table = Table::new(TableKind::Convolution2D);
+        table.set(convolution2d::COMMON, common);
+        let (product, bounded) = (format!("product{block}"), format!("bounded{block}"));
+        b.op(OpType::Convolution, &[&last, "x"], &[&product], Some(table));
+        b.unary(UnaryOpOperation::TANH, &product, &bounded);
+        last = bounded;
+    }
+    b.unary(UnaryOpOperation::NEG, &last, "y");
+    b.session(&["y"], SessionOptions::default()).unwrap()
+}
+
+#[test]
+fn convolutions_with_computed_weights_take_no_memory() {
+    let x = filled(&[16, 16, 3, 3]);
+    check((&computed_weights(1), &x), (&computed_weights(5), &x));
+}
+
+/// `while i < trips: x = tanh(x); i = i + 1`.
+fn repeated(trips: i32) -> Session {
+    let mut b = Builder::default();
+    b.input("x", DataType::DT_FLOAT, &[40]).ints("i", &[1], &[0]);
+    let mut condition = Builder::default();
+    condition.input("ci", DataType::DT_INT32, &[1]).ints("trips", &[1], &[trips]);
+    condition.binary(BinaryOpOperation::LESS, "ci", "trips", "more");
+    condition.into_subgraph(&mut b, "condition", &["ci"], &["more"]);
+    let mut body = Builder::default();
+    body.input("bi", DataType::DT_INT32, &[1]).input("bx", DataType::DT_FLOAT, &[40]);
+    body.ints("one", &[1], &[1]).binary(BinaryOpOperation::ADD, "bi", "one", "i2");
+    body.unary(UnaryOpOperation::TANH, "bx", "x2");
+    body.into_subgraph(&mut b, "body", &["bi", "bx"], &["i2", "x2"]);
+    let list = |names: &[&str]| {
+        let mut table = Table::new(TableKind::StringVec);
+        table.set(string_vec::DATA, names.iter().map(|name| (*name).to_owned()).collect::<Vec<_>>());
+        table
+    };
+    let mut main = Table::new(TableKind::WhileParam);
+    main.set(while_param::COND_GRAPH, "condition".to_owned());
+    main.set(while_param::BODY_GRAPH, "body".to_owned());
+    main.set(while_param::ALIASES_INPUTS, vec![list(&["ci", "bi"]), list(&["bx"])]);
+    main.set(while_param::ALIASES_OUTPUTS, vec!["x2".to_owned()]);
+    let updates = [["i2", "ci"], ["i2", "bi"], ["x2", "bx"]].map(|pair| list(&pair));
+    main.set(while_param::ALIASES_UPDATES, updates.to_vec());
+    b.op(OpType::While, &["i", "x"], &["y"], Some(main));
+    b.session(&["y"], SessionOptions::default()).unwrap()
+}
+
+#[test]
+fn iterations_of_loops_take_no_memory() {
+    let x = filled(&[40]);
+    check((&repeated(1), &x), (&repeated(30), &x));
+}

@@ -95,7 +95,7 @@ fn output_shapes_may_depend_on_contents() {
 }
 
 /// `for i in 0..n { c = c * x + i; stack(c) }` on vectors of two.
-fn horner(trips_are_an_input: bool) -> Session {
+fn horner(trips_are_an_input: bool, options: SessionOptions) -> Session {
     let mut body = Builder::default();
     body.input("i", DataType::DT_INT32, &[]).input("go", DataType::DT_INT32, &[]);
     body.input("c", DataType::DT_FLOAT, &[2]).input("x", DataType::DT_FLOAT, &[2]);
@@ -119,7 +119,7 @@ fn horner(trips_are_an_input: bool) -> Session {
     let mut main = Table::new(TableKind::WhileParam);
     main.set(while_param::BODY_GRAPH, "body".to_owned());
     b.op(OpType::While, &["n", "go", "start", "x"], &["c", "unused", "stack"], Some(main));
-    b.session(&["c", "stack"], SessionOptions::default()).unwrap()
+    b.session(&["c", "stack"], options).unwrap()
 }
 
 #[test]
@@ -131,10 +131,10 @@ fn loops_carry_and_stack() {
         assert_eq!(outputs[1].desc().shape, shape(&[3, 2]));
         assert_eq!(outputs[1].data::<f32>(), [2.0, 1.0, 5.0, 2.0, 12.0, 0.0]);
     };
-    let fixed = horner(false);
+    let fixed = horner(false, SessionOptions::default());
     check(&run(&fixed, &[("x", &x)]));
     check(&run(&fixed, &[("x", &x)]));
-    let open = horner(true);
+    let open = horner(true, SessionOptions::default());
     check(&run(&open, &[("x", &x), ("n", &Tensor::scalar(3))]));
     let none = run(&open, &[("x", &x), ("n", &Tensor::scalar(0))]);
     assert_eq!(none[0].data::<f32>(), [1.0, 1.0]);
@@ -217,6 +217,7 @@ fn options_are_checked() {
     for options in [
         SessionOptions { threads: 0, ..SessionOptions::default() },
         SessionOptions { plan_cache: 0, ..SessionOptions::default() },
+        SessionOptions { max_loop_iterations: 0, ..SessionOptions::default() },
     ] {
         let mut b = Builder::default();
         b.input("x", DataType::DT_FLOAT, &[1]);
@@ -244,7 +245,7 @@ fn list(names: &[&str]) -> Table {
 }
 
 /// `while i < limit: x = 2 x; i = i + 1`, gives x and i.
-fn doubling(limit: i32) -> Session {
+fn doubling(limit: i32, options: SessionOptions) -> Session {
     let mut b = Builder::default();
     b.input("i", DataType::DT_INT32, &[1]).input("x", DataType::DT_FLOAT, &[-1]);
     let mut condition = Builder::default();
@@ -265,13 +266,13 @@ fn doubling(limit: i32) -> Session {
     main.set(while_param::ALIASES_UPDATES, updates.to_vec());
     b.op(OpType::While, &["i", "x"], &["last", "count"], Some(main));
     b.unary(UnaryOpOperation::NEG, "last", "y");
-    b.session(&["y", "count"], SessionOptions::default()).unwrap()
+    b.session(&["y", "count"], options).unwrap()
 }
 
 #[test]
 fn loops_may_have_a_graph_for_their_condition() {
     for (limit, start, trips) in [(5, 0, 5), (5, 3, 2), (40, 20, 20)] {
-        let session = doubling(limit);
+        let session = doubling(limit, SessionOptions::default());
         for length in [1, 3] {
             let values: Vec<f32> = (0..length).map(|n| n as f32 + 0.5).collect();
             let x = floats(&[length], &values);
@@ -281,6 +282,68 @@ fn loops_may_have_a_graph_for_their_condition() {
             assert_eq!(outputs[1].data::<i32>(), [limit]);
         }
     }
+}
+
+#[test]
+fn loops_end_when_the_options_say_so() {
+    let options = |most| SessionOptions { max_loop_iterations: most, ..SessionOptions::default() };
+    let refused = |session: &Session, feeds: &[(&str, &Tensor)]| {
+        let feeds: Vec<(&str, TensorView<'_>)> =
+            feeds.iter().map(|(name, tensor)| (*name, tensor.view())).collect();
+        let error = session.run(&feeds, &[]).map(|_| ()).unwrap_err().to_string();
+        assert!(error.contains("While \"") && error.contains("max_loop_iterations"), "{error}");
+        assert!(error.contains("more than 20 iterations"), "{error}");
+    };
+    // A condition graph that holds for ever.
+    let endless = doubling(i32::MAX, options(20));
+    refused(&endless, &[("i", &Tensor::vector(&[0])), ("x", &floats(&[1], &[0.0]))]);
+    let session = doubling(20, options(20));
+    for _ in 0..3 {
+        // Every run has its own budget.
+        let outputs = run(&session, &[("i", &Tensor::vector(&[0])), ("x", &floats(&[1], &[0.0]))]);
+        assert_eq!(outputs[1].data::<i32>(), [20]);
+    }
+    refused(&session, &[("i", &Tensor::vector(&[-1])), ("x", &floats(&[1], &[0.0]))]);
+    // A trip count.
+    let session = horner(true, options(20));
+    let x = floats(&[2], &[1.0, 0.0]);
+    assert_eq!(run(&session, &[("n", &Tensor::scalar(20)), ("x", &x)])[1].desc().shape, shape(&[20, 2]));
+    refused(&session, &[("n", &Tensor::scalar(21)), ("x", &x)]);
+    refused(&session, &[("n", &Tensor::scalar(i32::MAX)), ("x", &floats(&[2], &[1.0, 0.0]))]);
+}
+
+#[test]
+fn inner_loops_count_in_every_iteration() {
+    // Three iterations of a loop of seven, and themselves.
+    let nested = |most| {
+        let mut inner = Builder::default();
+        inner.input("i", DataType::DT_INT32, &[]).input("go", DataType::DT_INT32, &[]);
+        inner.input("c", DataType::DT_FLOAT, &[1]);
+        inner.op(OpType::Identity, &["go"], &["go_on"], None);
+        inner.binary(BinaryOpOperation::ADD, "c", "c", "next");
+        let mut outer = Builder::default();
+        let mut b = Builder::default();
+        inner.into_subgraph(&mut b, "inner", &["i", "go", "c"], &["go_on", "next"]);
+        outer.input("i", DataType::DT_INT32, &[]).input("go", DataType::DT_INT32, &[]);
+        outer.input("c", DataType::DT_FLOAT, &[1]);
+        outer.op(OpType::Identity, &["go"], &["go_on"], None).ints("seven", &[], &[7]);
+        let mut main = Table::new(TableKind::WhileParam);
+        main.set(while_param::BODY_GRAPH, "inner".to_owned());
+        outer.op(OpType::While, &["seven", "go", "c"], &["next"], Some(main));
+        outer.into_subgraph(&mut b, "outer", &["i", "go", "c"], &["go_on", "next"]);
+        b.input("n", DataType::DT_INT32, &[]).input("c", DataType::DT_FLOAT, &[1]).ints("go", &[], &[1]);
+        let mut main = Table::new(TableKind::WhileParam);
+        main.set(while_param::BODY_GRAPH, "outer".to_owned());
+        b.op(OpType::While, &["n", "go", "c"], &["y"], Some(main));
+        let options = SessionOptions { max_loop_iterations: most, ..SessionOptions::default() };
+        b.session(&["y"], options).unwrap()
+    };
+    let (three, one) = (Tensor::scalar(3), floats(&[1], &[1.0]));
+    let feeds = [("n", three.view()), ("c", one.view())];
+    let outputs = nested(24).run(&feeds, &[]).unwrap();
+    assert_eq!(outputs[0].data::<f32>(), [2.0_f32.powi(21)]);
+    let error = nested(23).run(&feeds, &[]).unwrap_err().to_string();
+    assert!(error.contains("subgraph") && error.contains("more than 23 iterations"), "{error}");
 }
 
 #[test]
@@ -308,5 +371,61 @@ fn branches_are_chosen_by_contents_and_may_differ_in_shape() {
         let outputs = run(&session, &[("which", &Tensor::vector(&[which])), ("x", &x)]);
         assert_eq!(outputs[0].data::<f32>(), want);
         assert_eq!(outputs[1].data::<f32>(), want.iter().map(|v| v * v).collect::<Vec<_>>());
+    }
+}
+
+/// A split of 12 channels, a convolution (3 x 3) for each third, their concatenation and a ReLU.
+fn spelt_out_groups(options: SessionOptions) -> Session {
+    let mut b = Builder::default();
+    b.input("x", DataType::DT_FLOAT, &[1, 12, 7, 9]);
+    let mut cut = Table::new(TableKind::Slice);
+    cut.set(slice::AXIS, 1).set(slice::SLICE_POINTS, vec![4, 4, 4]).set(slice::SOURCE_TYPE, NetSource::ONNX);
+    b.op(OpType::Slice, &["x"], &["x0", "x1", "x2"], Some(cut));
+    for group in 0..3 {
+        let mut common = Table::new(TableKind::Convolution2DCommon);
+        common.set(convolution2d_common::KERNEL_X, 3).set(convolution2d_common::KERNEL_Y, 3);
+        common.set(convolution2d_common::PAD_X, 1).set(convolution2d_common::PAD_Y, 1);
+        common.set(convolution2d_common::OUTPUT_COUNT, 5).set(convolution2d_common::INPUT_COUNT, 4);
+        let mut table = Table::new(TableKind::Convolution2D);
+        table.set(convolution2d::COMMON, common);
+        let weights: Vec<f32> = (0..180).map(|i| ((i * 7 + group * 5) % 11) as f32 - 5.0).collect();
+        table.set(convolution2d::WEIGHT, weights);
+        table.set(convolution2d::BIAS, (0..5).map(|i| (i + group) as f32).collect::<Vec<f32>>());
+        b.op(OpType::Convolution, &[&format!("x{group}")], &[&format!("y{group}")], Some(table));
+    }
+    let mut along = Table::new(TableKind::Axis);
+    along.set(axis::AXIS, 1);
+    b.op(OpType::Concat, &["y0", "y1", "y2"], &["joined"], Some(along));
+    b.op(OpType::ReLU, &["joined"], &["y"], None);
+    b.session(&["y"], options).unwrap()
+}
+
+#[test]
+fn groups_that_are_spelt_out_run_as_one_convolution() {
+    let x = floats(&[1, 12, 7, 9], &(0..756).map(|i| (i % 13) as f32 - 6.0).collect::<Vec<f32>>());
+    let plain = spelt_out_groups(SessionOptions { fuse: false, ..SessionOptions::default() });
+    let want = run(&plain, &[("x", &x)]);
+    // Sums of small integers are exact, so that the outputs are the same to the bit.
+    for seen_before in [false, true] {
+        let session = spelt_out_groups(SessionOptions::default());
+        let mut names = Vec::new();
+        if seen_before {
+            let mut see = |name: &str, _: TensorView<'_>| names.push(name.to_owned());
+            assert_eq!(session.observe(&[("x", x.view())], &[], &mut see).unwrap(), want);
+            assert!(["x1", "y2", "joined"].iter().all(|name| names.iter().any(|seen| seen == name)));
+        }
+        assert_eq!(run(&session, &[("x", &x)]), want);
+        let profile = session.profile();
+        assert!(profile.iter().any(|step| step.kernel.contains("3 groups in one")), "{profile:?}");
+        assert!(profile.iter().any(|step| step.op_type == "Slice") == seen_before);
+        // The weights of a part are still to be had when somebody wants to see it.
+        let mut part = None;
+        let mut see = |_: &str, view: TensorView<'_>| part = Some(Tensor::from_view(view));
+        assert_eq!(session.watch(&[("x", x.view())], &[], &["y1"], &mut see).unwrap(), want);
+        let mut of_plain = None;
+        let mut see = |_: &str, view: TensorView<'_>| of_plain = Some(Tensor::from_view(view));
+        plain.watch(&[("x", x.view())], &[], &["y1"], &mut see).unwrap();
+        assert_eq!(part, of_plain);
+        assert!(part.is_some());
     }
 }

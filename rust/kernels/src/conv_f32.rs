@@ -10,7 +10,8 @@ use crate::aligned::AlignedVec;
 use crate::error::KernelError;
 use crate::gemm_f32::micro::A_STRIDE;
 use crate::gemm_f32::{
-    GemmF32, MatrixRows, Output, PackedB, RowSource, ScaledRows, copy_run, product, scratch_len,
+    GemmF32, MatrixRows, Output, PackedB, PackedView, RowSource, ScaledRows, copy_run, product, product_view,
+    scratch_len,
 };
 use crate::geometry::Sliding;
 use crate::parallel::Executor;
@@ -19,15 +20,135 @@ use crate::{Epilogue, Residual};
 
 const FAMILY: &str = "conv_f32";
 
-/// Convolution weights in the order the kernel reads them, one packed matrix per group.
+/// Floats of a cache line: parts of scratch memory start at multiples.
+const LINE: usize = 16;
+
+/// How groups are packed: several narrow ones share a matrix with zeros where a channel of one would meet an output of
+/// another. Panels are padded to the width of the kernel anyway, so that this costs no products, and windows are copied in
+/// longer runs.
+///
+/// An infinity or NaN in the input spreads over the groups that share a matrix.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct Blocks {
+    /// Matrices.
+    count: usize,
+    /// Groups per matrix.
+    joined: usize,
+    /// Input and output channels of a group, and taps of a window.
+    inputs: usize,
+    outputs: usize,
+    taps: usize,
+}
+
+impl Blocks {
+    fn new(
+        kernel: &GemmF32,
+        [out_channels, inputs, taps]: [usize; 3],
+        groups: usize,
+    ) -> Result<Self, KernelError> {
+        if groups == 0 || !out_channels.is_multiple_of(groups) {
+            return Err(KernelError::Value {
+                kernel: FAMILY,
+                what: "groups do not divide the output channels",
+            });
+        }
+        let overflow =
+            KernelError::Value { kernel: FAMILY, what: "the weights are larger than the address space" };
+        let k = inputs.checked_mul(taps).ok_or(overflow.clone())?;
+        k.checked_mul(out_channels).and_then(|n| n.checked_mul(kernel.nr())).ok_or(overflow)?;
+        let outputs = out_channels / groups;
+        let fits = |joined: &usize| groups.is_multiple_of(*joined) && joined * outputs <= kernel.nr();
+        let joined = (1..=groups.min(kernel.nr())).rev().find(fits).unwrap_or(1);
+        Ok(Self { count: groups / joined, joined, inputs, outputs, taps })
+    }
+
+    fn groups(&self) -> usize {
+        self.count * self.joined
+    }
+
+    /// Rows and columns of a matrix.
+    fn dims(&self) -> [usize; 2] {
+        [self.joined * self.inputs * self.taps, self.joined * self.outputs]
+    }
+
+    fn weights(&self) -> usize {
+        self.groups() * self.outputs * self.inputs * self.taps
+    }
+
+    /// The transposed matrix `[outputs, taps, inputs]` of a block into `to`, whose zeros stay where they are.
+    fn fill(&self, block: usize, weights: &[f32], to: &mut [f32]) {
+        let Self { joined, inputs, outputs, taps, .. } = *self;
+        let [k, columns] = self.dims();
+        let rows = weights[block * columns * inputs * taps..].chunks_exact((inputs * taps).max(1));
+        for (row, (from, to)) in rows.zip(to.chunks_exact_mut(k.max(1))).take(columns).enumerate() {
+            let group = row / outputs;
+            for (tap, line) in to.chunks_exact_mut(joined * inputs).enumerate() {
+                for (channel, value) in line[group * inputs..][..inputs].iter_mut().enumerate() {
+                    *value = from[channel * taps + tap];
+                }
+            }
+        }
+    }
+
+    /// Whether there is anything to compute.
+    fn check(&self, call: &Call<'_>, out: usize) -> Result<bool, KernelError> {
+        let Call { sliding, input, epilogue, .. } = *call;
+        let channels = self.groups() * self.outputs;
+        sliding.check(FAMILY, input.len(), out, channels)?;
+        KernelError::check(FAMILY, "input channels", sliding.channels, self.inputs * self.groups())?;
+        KernelError::check(FAMILY, "taps", sliding.taps(), self.taps)?;
+        let pixels = sliding.out_pixels();
+        epilogue.check(FAMILY, pixels, channels)?;
+        Ok(pixels > 0 && channels > 0)
+    }
+
+    /// Multiplies the windows of a block with its matrix; [`check`](Self::check) has passed.
+    fn multiply(
+        &self,
+        call: &Call<'_>,
+        block: usize,
+        matrix: PackedView<'_>,
+        out: &mut [f32],
+        scratch: &mut [f32],
+    ) -> Result<(), KernelError> {
+        let Call { kernel, sliding, input, epilogue, executor } = *call;
+        let (inputs, outputs) = (self.joined * self.inputs, self.joined * self.outputs);
+        let (channels, first_channel) = (self.groups() * self.outputs, block * inputs);
+        let columns = block * outputs..(block + 1) * outputs;
+        let epilogue = Epilogue {
+            scale: epilogue.scale.map(|scale| &scale[columns.clone()]),
+            bias: epilogue.bias.map(|bias| &bias[columns.clone()]),
+            activation: epilogue.activation,
+            residual: epilogue.residual.map(|r| Residual { data: &r.data[columns.start..], ..r }),
+        };
+        let pixels = sliding.out_pixels();
+        let output = Output::new(FAMILY, &mut out[columns.start..], pixels, columns.len(), channels)?;
+        if is_pointwise(sliding) {
+            let data = &input[first_channel.min(input.len())..];
+            let rows = MatrixRows { data, row_stride: sliding.channels };
+            product_view(kernel, &rows, matrix, &epilogue, output, scratch, executor)
+        } else {
+            let rows = Windows { input, sliding, first_channel, channels: inputs };
+            product_view(kernel, &rows, matrix, &epilogue, output, scratch, executor)
+        }
+    }
+}
+
+/// What the products of a convolution have in common.
+#[derive(Clone, Copy)]
+struct Call<'a> {
+    kernel: &'a GemmF32,
+    sliding: &'a Sliding,
+    input: &'a [f32],
+    epilogue: &'a Epilogue<'a>,
+    executor: &'a dyn Executor,
+}
+
+/// Convolution weights in the order the kernel reads them: packed matrices of one or several groups.
 #[derive(Clone, Debug)]
 pub struct PackedConv {
-    groups: Vec<PackedB>,
-    /// Input channels of a group.
-    in_channels: usize,
-    /// Output channels of a group.
-    out_channels: usize,
-    taps: usize,
+    matrices: Vec<PackedB>,
+    blocks: Blocks,
 }
 
 impl PackedConv {
@@ -41,44 +162,49 @@ impl PackedConv {
     pub fn new(
         kernel: &GemmF32,
         weights: &[f32],
-        [out_channels, in_channels, taps]: [usize; 3],
+        dims: [usize; 3],
         groups: usize,
     ) -> Result<Self, KernelError> {
-        if groups == 0 || !out_channels.is_multiple_of(groups) {
-            return Err(KernelError::Value {
-                kernel: FAMILY,
-                what: "groups do not divide the output channels",
-            });
+        let blocks = Blocks::new(kernel, dims, groups)?;
+        KernelError::check(FAMILY, "length of the weights", weights.len(), blocks.weights())?;
+        let [k, n] = blocks.dims();
+        let mut reordered = AlignedVec::zeros(n * k);
+        let mut matrices = Vec::with_capacity(blocks.count);
+        for block in 0..blocks.count {
+            blocks.fill(block, weights, reordered.as_mut_slice());
+            matrices.push(PackedB::from_columns(kernel, reordered.as_slice(), k, n, k)?);
         }
-        let overflow =
-            KernelError::Value { kernel: FAMILY, what: "the weights are larger than the address space" };
-        let k = in_channels.checked_mul(taps).ok_or(overflow.clone())?;
-        let wanted = k.checked_mul(out_channels).ok_or(overflow)?;
-        KernelError::check(FAMILY, "length of the weights", weights.len(), wanted)?;
-        let per_group = out_channels / groups;
-        let mut reordered = AlignedVec::zeros(per_group * k);
-        let mut packed = Vec::with_capacity(groups);
-        for group in 0..groups {
-            let from = &weights[group * per_group * k..][..per_group * k];
-            taps_outside(from, [per_group, in_channels, taps], reordered.as_mut_slice());
-            packed.push(PackedB::from_columns(kernel, reordered.as_slice(), k, per_group, k)?);
+        Ok(Self { matrices, blocks })
+    }
+
+    /// The weights again, in the order of [`new`](Self::new).
+    pub fn weights(&self) -> Vec<f32> {
+        let Blocks { joined, inputs, outputs, taps, .. } = self.blocks;
+        let mut weights = vec![0.0; self.blocks.weights()];
+        let rows = weights.chunks_exact_mut((inputs * taps).max(1));
+        for (row, to) in rows.enumerate() {
+            let (matrix, column) = (&self.matrices[row / (joined * outputs)], row % (joined * outputs));
+            for (index, value) in to.iter_mut().enumerate() {
+                let (channel, tap) = (index / taps, index % taps);
+                *value = matrix.get(tap * joined * inputs + column / outputs * inputs + channel, column);
+            }
         }
-        Ok(Self { groups: packed, in_channels, out_channels: per_group, taps })
+        weights
     }
 
     /// Groups.
     pub fn groups(&self) -> usize {
-        self.groups.len()
+        self.blocks.groups()
     }
 
     /// Output channels of all groups.
     pub fn out_channels(&self) -> usize {
-        self.out_channels * self.groups.len()
+        self.blocks.outputs * self.groups()
     }
 
     /// Memory held, in bytes.
     pub fn bytes(&self) -> usize {
-        self.groups.iter().map(PackedB::bytes).sum()
+        self.matrices.iter().map(PackedB::bytes).sum()
     }
 }
 
@@ -123,37 +249,66 @@ pub fn conv_f32(
     scratch: &mut [f32],
     executor: &dyn Executor,
 ) -> Result<(), KernelError> {
-    let channels = weights.out_channels();
-    sliding.check(FAMILY, input.len(), out.len(), channels)?;
-    KernelError::check(
-        FAMILY,
-        "input channels",
-        sliding.channels,
-        weights.in_channels * weights.groups.len(),
-    )?;
-    KernelError::check(FAMILY, "taps", sliding.taps(), weights.taps)?;
-    let pixels = sliding.out_pixels();
-    epilogue.check(FAMILY, pixels, channels)?;
-    if pixels == 0 || channels == 0 {
-        return Ok(());
+    let call = Call { kernel, sliding, input, epilogue, executor };
+    if weights.blocks.check(&call, out.len())? {
+        for (block, matrix) in weights.matrices.iter().enumerate() {
+            weights.blocks.multiply(&call, block, matrix.view(), out, scratch)?;
+        }
     }
-    for (group, b) in weights.groups.iter().enumerate() {
-        let columns = group * weights.out_channels..(group + 1) * weights.out_channels;
-        let epilogue = Epilogue {
-            scale: epilogue.scale.map(|scale| &scale[columns.clone()]),
-            bias: epilogue.bias.map(|bias| &bias[columns.clone()]),
-            activation: epilogue.activation,
-            residual: epilogue.residual.map(|r| Residual { data: &r.data[columns.start..], ..r }),
-        };
-        let output = Output::new(FAMILY, &mut out[columns.start..], pixels, columns.len(), channels)?;
-        let first_channel = group * weights.in_channels;
-        if is_pointwise(sliding) {
-            let rows =
-                MatrixRows { data: &input[first_channel.min(input.len())..], row_stride: sliding.channels };
-            product(kernel, &rows, b, &epilogue, output, scratch, executor)?;
-        } else {
-            let rows = Windows { input, sliding, first_channel, channels: weights.in_channels };
-            product(kernel, &rows, b, &epilogue, output, scratch, executor)?;
+    Ok(())
+}
+
+/// Scratch of [`conv_fresh_f32`] on so many threads, in `f32` elements.
+///
+/// # Errors
+/// Those of [`PackedConv::new`] for these dimensions.
+pub fn conv_fresh_scratch_len(
+    kernel: &GemmF32,
+    dims: [usize; 3],
+    groups: usize,
+    threads: usize,
+) -> Result<usize, KernelError> {
+    let [k, n] = Blocks::new(kernel, dims, groups)?.dims();
+    let reordered = (n * k).next_multiple_of(LINE);
+    let packed = PackedView::len(kernel, k, n).next_multiple_of(LINE);
+    Ok(reordered + packed + threads * scratch_len())
+}
+
+/// [`conv_f32`] with weights that are known only now: they are packed into `scratch`, group by group.
+///
+/// # Shapes
+/// `weights`, `dims` and `groups`: as for [`PackedConv::new`]. `scratch`: [`conv_fresh_scratch_len`] elements. The rest
+/// as for [`conv_f32`].
+///
+/// # Errors
+/// Those of [`PackedConv::new`] and [`conv_f32`].
+#[allow(clippy::too_many_arguments, reason = "operands, epilogue, output and resources")]
+pub fn conv_fresh_f32(
+    kernel: &GemmF32,
+    sliding: &Sliding,
+    input: &[f32],
+    weights: &[f32],
+    dims: [usize; 3],
+    groups: usize,
+    epilogue: &Epilogue<'_>,
+    out: &mut [f32],
+    scratch: &mut [f32],
+    executor: &dyn Executor,
+) -> Result<(), KernelError> {
+    let blocks = Blocks::new(kernel, dims, groups)?;
+    KernelError::check(FAMILY, "length of the weights", weights.len(), blocks.weights())?;
+    let needed = conv_fresh_scratch_len(kernel, dims, groups, 1)?;
+    KernelError::check_least(FAMILY, "scratch length", scratch.len(), needed)?;
+    let [k, n] = blocks.dims();
+    let (reordered, scratch) = scratch.split_at_mut((n * k).next_multiple_of(LINE));
+    let (packed, scratch) = scratch.split_at_mut(PackedView::len(kernel, k, n).next_multiple_of(LINE));
+    let call = Call { kernel, sliding, input, epilogue, executor };
+    if blocks.check(&call, out.len())? {
+        reordered.fill(0.0);
+        for block in 0..blocks.count {
+            blocks.fill(block, weights, reordered);
+            let matrix = PackedView::from_columns(kernel, reordered, [k, n], k, packed)?;
+            blocks.multiply(&call, block, matrix, out, scratch)?;
         }
     }
     Ok(())
@@ -181,11 +336,11 @@ pub fn conv_scaled_f32(
 ) -> Result<(), KernelError> {
     let channels = weights.out_channels();
     sliding.check(FAMILY, input.len(), out.len(), channels)?;
-    let ([b], true) = (&weights.groups[..], is_pointwise(sliding)) else {
+    let ([b], 1, true) = (&weights.matrices[..], weights.groups(), is_pointwise(sliding)) else {
         let what = "scaled input of a convolution that is grouped or not pointwise";
         return Err(KernelError::Value { kernel: FAMILY, what });
     };
-    KernelError::check(FAMILY, "input channels", sliding.channels, weights.in_channels)?;
+    KernelError::check(FAMILY, "input channels", sliding.channels, weights.blocks.inputs)?;
     KernelError::check(FAMILY, "input scales", input_scale.len(), sliding.batch * sliding.channels)?;
     let pixels = sliding.out_pixels();
     let output = Output::new(FAMILY, out, pixels, channels, channels)?;
@@ -380,6 +535,15 @@ pub(crate) mod tests {
         let executor: &dyn Executor = if threads == 1 { &Serial } else { &ScopedThreads(threads) };
         conv_f32(kernel, g, &input, &packed, &epilogue, out.get_mut(), &mut scratch, executor).unwrap();
         out.check();
+        assert_eq!(packed.weights(), weights);
+        let mut fresh = Guarded::new(g.out_pixels() * oc, f32::NAN, -3.0);
+        let dims = [oc, ic, g.taps()];
+        let mut scratch = vec![f32::NAN; conv_fresh_scratch_len(kernel, dims, groups, threads).unwrap()];
+        let call = (&mut scratch[..], fresh.get_mut());
+        conv_fresh_f32(kernel, g, &input, &weights, dims, groups, &epilogue, call.1, call.0, executor)
+            .unwrap();
+        fresh.check();
+        assert_eq!(fresh.get(), out.get(), "packed now and before");
         let sums = reference(g, &input, &weights, oc, groups);
         let want: Vec<f32> = sums
             .iter()
@@ -413,7 +577,9 @@ pub(crate) mod tests {
         ];
         for kernel in GemmF32::all_available() {
             for (vertical, horizontal) in windows {
-                for (ic, oc, groups) in [(1, 1, 1), (3, 17, 1), (8, 33, 1), (6, 4, 2), (4, 8, 4)] {
+                for (ic, oc, groups) in
+                    [(1, 1, 1), (3, 17, 1), (8, 33, 1), (6, 4, 2), (4, 8, 4), (24, 36, 12)]
+                {
                     let g = Sliding::new([2, 7, 9, ic], vertical, horizontal).unwrap();
                     check(&kernel, &g, oc, groups, 1);
                 }

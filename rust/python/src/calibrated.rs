@@ -93,7 +93,6 @@ impl InputMoments {
     /// rows
     ///     Every how many rows of outputs are counted, and the first of them.
     #[pyo3(signature = (actual, exact, pad, outputs, rows = [1, 0]))]
-    #[expect(clippy::too_many_arguments, reason = "two images and the windows over them")]
     fn add(
         &mut self,
         py: Python<'_>,

@@ -5,6 +5,7 @@
 mod arrays;
 mod calibrated;
 mod calibration;
+mod cpu;
 mod errors;
 mod format;
 mod quant;
@@ -25,6 +26,7 @@ mod _native {
         quant::add(module)?;
         session::add(module)?;
         calibration::add(module)?;
+        cpu::add(module)?;
         calibrated::add(module)
     }
 }

@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use mnnq_core::runtime::{
     DynamicMode, Int8Mode, MemoryMode, PrecisionMode, RuntimeError, Session, SessionOptions, TensorInfo,
 };
-use mnnq_core::tensor::{DType, Element as TensorElement, Layout, Shape, Tensor, TensorDesc, TensorView};
+use mnnq_core::tensor::{DType, Element as TensorElement, Layout, Shape, TensorDesc, TensorView};
 use numpy::{Element, PyArray1, PyArrayDyn, PyArrayMethods, PyReadonlyArrayDyn, PyUntypedArrayMethods};
 use pyo3::exceptions::{PyMemoryError, PyTypeError};
 use pyo3::prelude::*;
@@ -49,6 +49,8 @@ fn supported_operators() -> Vec<String> {
 ///     Number of input shapes whose plans are kept.
 /// fuse
 ///     Fuse element-wise operators into the operator before them.
+/// max_loop_iterations
+///     Iterations that all loops of one run may take together.
 #[pyclass(frozen, module = "mnnq._native")]
 pub(crate) struct NativeSession {
     pub(crate) session: Session,
@@ -59,7 +61,7 @@ pub(crate) struct NativeSession {
 impl NativeSession {
     #[new]
     #[allow(clippy::too_many_arguments, reason = "keyword arguments of Python")]
-    #[pyo3(signature = (source, *, threads = 1, precision = "normal", memory = "normal", dynamic = "auto", int8 = "exact", plan_cache = 16, fuse = true))]
+    #[pyo3(signature = (source, *, threads = 1, precision = "normal", memory = "normal", dynamic = "auto", int8 = "exact", plan_cache = 16, fuse = true, max_loop_iterations = 1 << 20))]
     fn new(
         py: Python<'_>,
         source: &Bound<'_, PyAny>,
@@ -70,6 +72,7 @@ impl NativeSession {
         int8: &str,
         plan_cache: usize,
         fuse: bool,
+        max_loop_iterations: u64,
     ) -> PyResult<Self> {
         let unknown = |key, got: &str, wanted: &str| {
             raise(
@@ -101,7 +104,16 @@ impl NativeSession {
             "compat" => Int8Mode::Compat,
             other => return Err(unknown("int8", other, "exact or compat")),
         };
-        let options = SessionOptions { threads, precision, memory, dynamic, int8, plan_cache, fuse };
+        let options = SessionOptions {
+            threads,
+            precision,
+            memory,
+            dynamic,
+            int8,
+            plan_cache,
+            fuse,
+            max_loop_iterations,
+        };
         let (session, file) = if let Ok(bytes) = source.cast::<PyBytes>() {
             let bytes = bytes.as_bytes().to_vec();
             (py.detach(|| Session::from_bytes(bytes, options)), None)
@@ -154,12 +166,11 @@ impl NativeSession {
         dict.set_item("multiply_adds", info.multiply_adds)?;
         dict.set_item("steps", info.steps)?;
         dict.set_item("complete", info.complete)?;
-        let outputs: Vec<(String, Option<&str>, Option<Vec<usize>>)> = info
+        let outputs = info
             .outputs
             .into_iter()
-            .map(|(name, desc)| (name, desc.map(|d| d.dtype.name()), desc.map(|d| d.shape.dims().to_vec())))
-            .collect();
-        dict.set_item("outputs", outputs)?;
+            .map(|(name, desc)| (name, desc.map(|d| d.dtype.name()), desc.map(|d| d.shape.dims().to_vec())));
+        dict.set_item("outputs", outputs.collect::<Vec<_>>())?;
         Ok(dict)
     }
 
@@ -291,7 +302,7 @@ impl NativeSession {
         let names: Vec<&str> = names.iter().map(String::as_str).collect();
         let mut failed: Option<PyErr> = None;
         let result = match observer {
-            None => py.detach(|| self.session.run(&views, &names)),
+            None => return self.run_into_arrays(py, &views, &names),
             Some(observer) => {
                 let mut show = |name: &str, view: TensorView<'_>| {
                     if failed.is_none() {
@@ -309,14 +320,43 @@ impl NativeSession {
             return Err(error);
         }
         let outputs = result.map_err(|error| from_runtime(py, error, self.file.clone()))?;
-        outputs.iter().map(|tensor| array(py, tensor)).collect()
+        outputs.iter().map(|tensor| array(py, tensor.view())).collect()
+    }
+
+    /// Runs the model; each output is copied once, from the memory of the run into its array.
+    fn run_into_arrays<'py>(
+        &self,
+        py: Python<'py>,
+        feeds: &[(&str, TensorView<'_>)],
+        names: &[&str],
+    ) -> PyResult<Vec<Bound<'py, PyAny>>> {
+        let mut arrays: Vec<Option<Py<PyAny>>> = Vec::new();
+        let mut failed: Option<PyErr> = None;
+        let mut consume = |position: usize, view: TensorView<'_>| {
+            if failed.is_some() {
+                return;
+            }
+            if arrays.len() <= position {
+                arrays.resize_with(position + 1, || None);
+            }
+            match Python::attach(|py| array(py, view).map(Bound::unbind)) {
+                Ok(array) => arrays[position] = Some(array),
+                Err(error) => failed = Some(error),
+            }
+        };
+        let result = py.detach(|| self.session.run_into(feeds, names, &mut consume));
+        if let Some(error) = failed {
+            return Err(error);
+        }
+        result.map_err(|error| from_runtime(py, error, self.file.clone()))?;
+        Ok(arrays.into_iter().flatten().map(|array| array.into_bound(py)).collect())
     }
 }
 
 /// A new array with the contents.
-fn array<'py>(py: Python<'py>, tensor: &Tensor) -> PyResult<Bound<'py, PyAny>> {
-    let desc = tensor.desc();
-    flat(py, tensor.view())?.call_method1("reshape", (desc.shape.dims().to_vec(),))
+fn array<'py>(py: Python<'py>, view: TensorView<'_>) -> PyResult<Bound<'py, PyAny>> {
+    let dims = view.desc().shape.dims().to_vec();
+    flat(py, view)?.call_method1("reshape", (dims,))
 }
 
 /// A new array in the logical shape, whose memory has the order of the view's layout.

@@ -13,7 +13,7 @@ from mnnq.frontends.onnx.emit import attributes
 from mnnq.frontends.onnx.lowering import Lowering, Unsupported, is_float
 from mnnq.frontends.onnx.ops.conv import CONV_ATTRS, Conv, emit_conv, emit_tap, window
 from mnnq.frontends.onnx.registry import lowers
-from mnnq.ir.graph import Node
+from mnnq.ir.graph import FAKE_QUANT, MNNQ_DOMAIN, Node
 
 #: Rows of an 8-bit product summed at once in float: |(a - za) (b - zb)| <= 255 * 255, and the sum, also with the
 #: operand sums of a fast matrix product, stays below 2**24.
@@ -71,6 +71,21 @@ def _quantize(
         return b.cast(rounded, "DT_INT32", out)
     shifted = b.binary("ADD", emit.round_small(b, safe), _float(b, zero))
     return b.cast(emit.clip(b, shifted, float(low), float(high)), "DT_INT32", out)
+
+
+@lowers(FAKE_QUANT, domain=MNNQ_DOMAIN)
+def fake_quant(b: Lowering, node: Node) -> None:
+    """A placeholder that `mnnq.passes.describe_quantized` turns into a description of a tensor."""
+    attrs = attributes(node, scale=1.0, zero=0, low=-128, high=127)
+    info = {
+        "scale": float(attrs["scale"]),
+        "zero": float(attrs["zero"]),
+        "min": float(attrs["low"]),
+        "max": float(attrs["high"]),
+        "type": "DT_INT8",
+    }
+    x = node.input(0)
+    b.emit(FAKE_QUANT, [x], node.outputs[0], info=b.info(x), quantInfo=info)
 
 
 @lowers("QuantizeLinear")

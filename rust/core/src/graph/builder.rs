@@ -123,10 +123,8 @@ impl Subgraphs for BuildContext<'_> {
 impl BuildContext<'_> {
     fn graph(&mut self, source: &GraphSource<'_>) -> Result<Graph, RuntimeError> {
         let mut graph = Graph { names: source.names.to_vec(), ..Graph::default() };
-        for table in source.described {
-            describe(&mut graph, table);
-        }
-        int8::propagate(&mut graph.quant, source.ops, source.names.len());
+        let floats = source.described.iter().filter_map(|table| describe(&mut graph, table)).collect();
+        int8::propagate(&mut graph.quant, &floats, source.ops, source.names.len());
         let mut placement = Placement::new(&graph, source.ops, source.outputs.as_deref());
         for table in source.ops {
             self.add_op(&mut graph, &mut placement, table, source)?;
@@ -242,10 +240,10 @@ fn operator(
     Ok((operator, form))
 }
 
-/// Notes the quantization of a tensor.
-fn describe(graph: &mut Graph, table: &Table) {
-    let Some(info) = table.get(tensor_describe::QUANT_INFO) else { return };
-    let Ok(value) = usize::try_from(table.get(tensor_describe::INDEX)) else { return };
+/// Notes the quantization of a tensor. Returns the tensor if it is described as one without codes.
+fn describe(graph: &mut Graph, table: &Table) -> Option<ValueId> {
+    let info = table.get(tensor_describe::QUANT_INFO)?;
+    let value = usize::try_from(table.get(tensor_describe::INDEX)).ok()?;
     let quant = QuantInfo {
         scale: info.get(tensor_quant_info::SCALE),
         zero: info.get(tensor_quant_info::ZERO),
@@ -262,6 +260,7 @@ fn describe(graph: &mut Graph, table: &Table) {
     {
         graph.quant.insert(value, quant);
     }
+    (!integer).then_some(value)
 }
 
 fn graph_input(main: Option<&Table>, name: String, value: ValueId) -> Result<GraphInput, OpError> {

@@ -10,7 +10,9 @@ use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
 
 use mnnq_format::model::Table;
-use mnnq_format::schema::{OpType, UnaryOpOperation, convolution2d, op, pool3d, relu, unary_op};
+use mnnq_format::schema::{
+    OpType, PoolType, UnaryOpOperation, convolution2d, op, pool as pool_table, pool3d, relu, unary_op,
+};
 
 use super::{Graph, Node, ValueId};
 use crate::ops::int8::{binary, dequantize, pool, quantize, rescale, table};
@@ -25,7 +27,8 @@ pub(super) enum Form {
     Codes,
     /// On floats that lie on the grids of the codes; the output is rounded to its own.
     Rounded,
-    /// On codes if the input is made as codes, else on floats: equal, since nobody reads the output as floats.
+    /// A table, or the maximum of codes that stand for almost the same numbers in input and output: on codes if the input
+    /// is made as codes, else on floats. Equal, since nobody reads the output as floats.
     Table,
     /// Moves codes, after they were brought to the scale of the output. Equal to moving floats, since nobody reads the
     /// output as floats.
@@ -97,12 +100,19 @@ impl<'a> Described<'a> {
 }
 
 /// Gives undescribed tensors the quantization of their neighbours across operators that move elements or pick among
-/// them: forward where there is one data input, backward where there is one output, three rounds, as MNN does.
-pub(super) fn propagate(quant: &mut HashMap<ValueId, QuantInfo>, ops: &[Table], tensors: usize) {
+/// them: forward where there is one data input, backward where there is one output, three rounds, as MNN does. Those
+/// described as `floats` neither get one nor pass one on.
+pub(super) fn propagate(
+    quant: &mut HashMap<ValueId, QuantInfo>,
+    floats: &HashSet<ValueId>,
+    ops: &[Table],
+    tensors: usize,
+) {
     if quant.is_empty() {
         return;
     }
     let ops: Vec<Described<'_>> = ops.iter().map(|table| Described::of(table, tensors)).collect();
+    let open = |value: &ValueId| !quant.contains_key(value) && !floats.contains(value);
     let (mut forward, mut backward) = (Edges::default(), Edges::default());
     for op in &ops {
         let spreads = moves(op.op_type).is_some()
@@ -113,10 +123,10 @@ pub(super) fn propagate(quant: &mut HashMap<ValueId, QuantInfo>, ops: &[Table], 
         }
         let inputs: Vec<ValueId> = data(op.op_type, &op.inputs).collect();
         if let [input] = inputs[..] {
-            op.outputs.iter().filter(|v| !quant.contains_key(v)).for_each(|&v| forward.add(input, v));
+            op.outputs.iter().filter(|v| open(v)).for_each(|&v| forward.add(input, v));
         }
         if let [output] = op.outputs[..] {
-            inputs.iter().filter(|v| !quant.contains_key(v)).for_each(|&v| backward.add(output, v));
+            inputs.iter().filter(|v| open(v)).for_each(|&v| backward.add(output, v));
         }
     }
     // A tensor that could be reached from several others in one direction does not spread in the other.
@@ -165,6 +175,13 @@ impl Edges {
 
 fn is_global_pool(op_type: OpType, main: Option<&Table>) -> bool {
     op_type == OpType::Pooling3D && main.is_some_and(|table| table.get(pool3d::IS_GLOBAL))
+}
+
+fn is_max_pool(op_type: OpType, main: Option<&Table>) -> bool {
+    main.is_some_and(|table| match op_type {
+        OpType::Pooling => table.get(pool_table::TYPE) == PoolType::MAXPOOL,
+        _ => is_global_pool(op_type, main) && table.get(pool3d::TYPE) == PoolType::MAXPOOL,
+    })
 }
 
 /// Forms of the tensors of a graph while it is built.
@@ -238,6 +255,13 @@ impl Placement {
             }
             OpType::Pooling if same => Form::Codes,
             OpType::Pooling3D if same && is_global_pool(op_type, main) => Form::Codes,
+            OpType::Pooling | OpType::Pooling3D
+                if alone
+                    && data.iter().all(|input| input.same_codes(output))
+                    && is_max_pool(op_type, main) =>
+            {
+                Form::Table
+            }
             OpType::BinaryOp => Form::Codes,
             OpType::Softmax | OpType::LayerNorm | OpType::Scale | OpType::Interp | OpType::PReLU => {
                 Form::Rounded

@@ -1,6 +1,7 @@
 //! A model as a graph of operators, ready to be planned.
 
 mod builder;
+mod groups;
 mod int8;
 
 use std::collections::HashMap;
@@ -10,6 +11,7 @@ use crate::ops::{Operator, QuantInfo};
 use crate::tensor::{DType, Tensor};
 
 pub use builder::{GraphSource, build};
+pub(crate) use groups::{GroupedConv, find as find_groups};
 
 /// A tensor of a graph, by position in [`Graph::names`].
 pub type ValueId = usize;
@@ -58,6 +60,8 @@ pub struct Graph {
     pub quant: HashMap<ValueId, QuantInfo>,
     /// Tensors that hold codes, and how to make real numbers of them.
     pub coded: HashMap<ValueId, QuantInfo>,
+    /// Grouped convolutions that are spelt out.
+    pub(crate) groups: Vec<GroupedConv>,
 }
 
 impl Graph {

@@ -30,6 +30,13 @@ impl Concat {
     }
 }
 
+impl Concat {
+    /// Whether it joins the channels of images.
+    pub(super) fn joins_channels(&self) -> bool {
+        !self.new_axis && matches!(self.axis, 1 | -3)
+    }
+}
+
 impl Operator for Concat {
     fn infer(&self, inputs: &Facts<'_>) -> InferResult {
         let first = inputs.desc(0)?;

@@ -10,22 +10,25 @@ use smallvec::SmallVec;
 use super::error::{OpError, OpResult};
 use super::operator::{Facts, InferError, InferResult, Kernel, Operator, PrepareContext, StepIo};
 use super::registry::{OpSource, Subgraphs};
+use super::while_loop::While;
+use crate::runtime::arena::require_memory;
 use crate::runtime::error::RuntimeError;
 use crate::runtime::executor::{Executor, Request};
 use crate::runtime::parallel::Parallel;
 use crate::runtime::plan::Segment;
 use crate::tensor::{DType, Tensor, TensorDesc, TensorView};
 
-type Views<'a> = SmallVec<[TensorView<'a>; 8]>;
+pub(super) type Views<'a> = SmallVec<[TensorView<'a>; 16]>;
 
 /// A subgraph and where its inputs come from.
-struct Body {
-    name: String,
-    executor: Arc<Executor>,
+#[derive(Clone)]
+pub(super) struct Body {
+    pub(super) name: String,
+    pub(super) executor: Arc<Executor>,
     /// Per input of the body, the input of the operator.
-    inputs: Vec<usize>,
+    pub(super) inputs: Vec<usize>,
     /// Outputs of the body that are wanted.
-    outputs: Vec<usize>,
+    pub(super) outputs: Vec<usize>,
 }
 
 impl Body {
@@ -39,7 +42,7 @@ impl Body {
     }
 
     /// Runs on these inputs; `consume` gets the outputs.
-    fn run(
+    pub(super) fn run(
         &self,
         plan: &Arc<Segment>,
         inputs: &[TensorView<'_>],
@@ -50,18 +53,23 @@ impl Body {
     }
 
     /// Runs on inputs of any shape; gives the outputs as tensors.
-    fn evaluate(&self, inputs: &[TensorView<'_>], parallel: &Parallel) -> OpResult<Vec<Tensor>> {
+    pub(super) fn evaluate(&self, inputs: &[TensorView<'_>], parallel: &Parallel) -> OpResult<Vec<Tensor>> {
         let descs: Vec<TensorDesc> = inputs.iter().map(TensorView::desc).collect();
         let plan = self.plan(&descs, &[])?;
         let mut found = vec![None; self.outputs.len()];
-        self.run(&plan, inputs, parallel, &mut |position, view| {
-            found[position] = Some(Tensor::from_view(view))
+        let mut refused = None;
+        self.run(&plan, inputs, parallel, &mut |position, view| match require_memory(view.bytes().len()) {
+            Ok(()) => found[position] = Some(Tensor::from_view(view)),
+            Err(error) => refused = Some(error),
         })?;
-        Ok(found.into_iter().flatten().collect())
+        match refused {
+            Some(error) => Err(self.error(&error)),
+            None => Ok(found.into_iter().flatten().collect()),
+        }
     }
 
     /// Descriptions of the outputs if they follow from those of the inputs.
-    fn infer(
+    pub(super) fn infer(
         &self,
         inputs: &[TensorDesc],
         known: &[Option<Tensor>],
@@ -77,22 +85,22 @@ impl Body {
         Ok(found.into_iter().collect::<Option<Vec<_>>>().map(|descs| (descs, plan)))
     }
 
-    fn descs(&self, facts: &Facts<'_>) -> OpResult<Vec<TensorDesc>> {
+    pub(super) fn descs(&self, facts: &Facts<'_>) -> OpResult<Vec<TensorDesc>> {
         self.inputs.iter().map(|&input| facts.desc(input)).collect()
     }
 }
 
 /// The names in a vector of `StringVec`.
-fn names(tables: Option<&[Table]>) -> Vec<&[String]> {
+pub(super) fn names(tables: Option<&[Table]>) -> Vec<&[String]> {
     tables.unwrap_or_default().iter().map(|t| t.get(string_vec::DATA).unwrap_or_default()).collect()
 }
 
 /// Name of a body's input or output as the file has it.
-fn input_position(executor: &Executor, name: &str) -> Option<usize> {
+pub(super) fn input_position(executor: &Executor, name: &str) -> Option<usize> {
     executor.graph().inputs.iter().position(|input| input.name == name)
 }
 
-fn output_position(executor: &Executor, name: &str) -> Option<usize> {
+pub(super) fn output_position(executor: &Executor, name: &str) -> Option<usize> {
     let graph = executor.graph();
     graph.outputs.iter().position(|&value| graph.names[value] == name)
 }
@@ -143,7 +151,7 @@ pub(super) fn create_if(source: &OpSource<'_>, subgraphs: &mut dyn Subgraphs) ->
 }
 
 /// Whether a condition holds.
-fn truth(view: TensorView<'_>) -> OpResult<bool> {
+pub(super) fn truth(view: TensorView<'_>) -> OpResult<bool> {
     let none = || OpError::value(0, "an empty condition");
     Ok(match view.desc().dtype {
         DType::F32 => *view.data::<f32>().first().ok_or_else(none)? > 0.0,
@@ -177,9 +185,7 @@ impl Operator for If {
         let condition = condition.ok_or_else(|| OpError::unsupported("a condition that is not known"))?;
         let body = self.body(truth(condition.view())?);
         let plan = body.plan(&body.descs(&context.inputs)?, &[])?;
-        let (executor, inputs, name) = (body.executor.clone(), body.inputs.clone(), body.name.clone());
-        let body = Body { name, executor, inputs, outputs: body.outputs.clone() };
-        Ok(Box::new(IfKernel { body, plan }))
+        Ok(Box::new(IfKernel { body: body.clone(), plan }))
     }
 
     fn evaluate(&self, inputs: &[Option<TensorView<'_>>], parallel: &Parallel) -> OpResult<Vec<Tensor>> {
@@ -219,33 +225,6 @@ struct Loop {
     carried: usize,
     /// Stacked outputs.
     scans: usize,
-}
-
-/// `While` with a condition graph.
-struct While {
-    condition: Body,
-    body: Body,
-    /// Per state of the body / of the condition: where it comes from first, and after each iteration.
-    updates: Updates,
-    /// Per output: the body output or body input it is, and the operator input it is before the first iteration.
-    results: Vec<ResultOf>,
-}
-
-#[derive(Default)]
-struct Updates {
-    /// (input of the condition, output of the body)
-    condition_from_body: Vec<(usize, usize)>,
-    /// (input of the body, output of the body)
-    body_from_body: Vec<(usize, usize)>,
-    /// Inputs of the condition and of the body that take the condition's result.
-    condition_from_condition: Vec<usize>,
-    body_from_condition: Vec<usize>,
-}
-
-struct ResultOf {
-    body_output: Option<usize>,
-    body_input: Option<usize>,
-    input: Option<usize>,
 }
 
 /// Builds `While`, either form.
@@ -352,17 +331,8 @@ impl Operator for Loop {
         let Iteration { outputs, plan, .. } = self
             .stable(&context.inputs)?
             .ok_or_else(|| OpError::unsupported("carried values that change their shape"))?;
-        let Body { name, executor, inputs, outputs: values } = &self.body;
-        Ok(Box::new(LoopKernel {
-            body: Body {
-                name: name.clone(),
-                executor: executor.clone(),
-                inputs: inputs.clone(),
-                outputs: values.clone(),
-            },
-            plan,
-            carried: outputs[1..=self.carried].to_vec(),
-        }))
+        let carried = outputs[1..=self.carried].to_vec();
+        Ok(Box::new(LoopKernel { body: self.body.clone(), plan, carried }))
     }
 
     fn evaluate(&self, inputs: &[Option<TensorView<'_>>], parallel: &Parallel) -> OpResult<Vec<Tensor>> {
@@ -373,8 +343,10 @@ impl Operator for Loop {
         let mut carried: Vec<Tensor> =
             (0..self.carried).map(|i| input(2 + i).map(Tensor::from_view)).collect::<OpResult<_>>()?;
         let mut stacks: Vec<Vec<Tensor>> = vec![Vec::new(); self.scans];
+        let (mut stacked, mut room) = (0_usize, 0);
         let mut step = 0_i32;
         while i64::from(step) < limit && truth(condition.view())? {
+            parallel.take_iterations(1)?;
             let iteration = Tensor::scalar(step);
             let mut views: Views<'_> = smallvec::smallvec![iteration.view(), condition.view()];
             views.extend(carried.iter().map(Tensor::view));
@@ -383,7 +355,13 @@ impl Operator for Loop {
             condition = outputs.next().unwrap_or(condition);
             carried = outputs.by_ref().take(self.carried).collect();
             for (stack, tensor) in stacks.iter_mut().zip(outputs) {
+                stacked += tensor.bytes().len();
                 stack.push(tensor);
+            }
+            // They will be copied once; so there must be room for as many bytes again, and for the next iterations.
+            if stacked > room {
+                room = 2 * stacked;
+                require_memory(room + stacked).map_err(|error| self.body.error(&error))?;
             }
             step += 1;
         }
@@ -434,6 +412,10 @@ impl Kernel for LoopKernel {
         let (trips, mut condition) = (io.input(0), io.input(1));
         let trips = *Tensor::from_view(trips).integers().unwrap_or_default().first().unwrap_or(&0);
         let runs = truth(condition)?;
+        if runs {
+            // The condition is known to hold, so all of them will run.
+            io.parallel.take_iterations(u64::try_from(trips).unwrap_or(0))?;
+        }
         let ones = ones(condition.desc())?;
         condition = ones.view();
         let n = self.carried.len();
@@ -478,121 +460,5 @@ impl Kernel for LoopKernel {
             offset += desc.byte_len().next_multiple_of(64);
         }
         Ok(())
-    }
-}
-
-impl While {
-    fn new(source: &OpSource<'_>, table: &Table, mut condition: Body, mut body: Body) -> OpResult<Self> {
-        let aliases = names(table.get(while_param::ALIASES_INPUTS));
-        let missing =
-            || OpError::attribute("aliases_inputs", "an incomplete list", "every input of the subgraphs");
-        for part in [&mut condition, &mut body] {
-            let mut inputs = vec![None; part.executor.graph().inputs.len()];
-            for (input, aliases) in aliases.iter().enumerate().filter(|(input, _)| *input < source.inputs) {
-                for position in aliases.iter().filter_map(|alias| input_position(&part.executor, alias)) {
-                    inputs[position] = Some(input);
-                }
-            }
-            part.inputs = inputs.into_iter().collect::<Option<_>>().ok_or_else(missing)?;
-        }
-        let (updates, replaced) = Self::updates(table, &condition, &body)?;
-        let results = table.get(while_param::ALIASES_OUTPUTS).unwrap_or_default();
-        if results.len() != source.outputs {
-            return Err(OpError::OutputCount { wanted: results.len(), got: source.outputs });
-        }
-        let results = results
-            .iter()
-            .map(|name| {
-                let output = output_position(&body.executor, name);
-                let moved =
-                    output.and_then(|o| replaced.iter().find(|(from, _)| *from == o)).map(|(_, to)| *to);
-                ResultOf {
-                    body_output: moved.or(output),
-                    body_input: input_position(&body.executor, name),
-                    input: aliases.iter().position(|aliases| aliases.contains(name)),
-                }
-            })
-            .collect();
-        Ok(Self { condition, body, updates, results })
-    }
-
-    /// What each iteration changes; and outputs that stand for others.
-    fn updates(table: &Table, condition: &Body, body: &Body) -> OpResult<(Updates, Vec<(usize, usize)>)> {
-        let (mut updates, mut replaced) = (Updates::default(), Vec::new());
-        for pair in names(table.get(while_param::ALIASES_UPDATES)) {
-            let [from, to] = pair else {
-                return Err(OpError::attribute("aliases_updates", format!("{pair:?}"), "pairs"));
-            };
-            let (to_body, to_condition) =
-                (input_position(&body.executor, to), input_position(&condition.executor, to));
-            if output_position(&condition.executor, from).is_some() {
-                updates.body_from_condition.extend(to_body);
-                updates.condition_from_condition.extend(to_condition);
-            }
-            if let Some(output) = output_position(&body.executor, from) {
-                updates.body_from_body.extend(to_body.map(|to| (to, output)));
-                updates.condition_from_body.extend(to_condition.map(|to| (to, output)));
-                replaced.extend(output_position(&body.executor, to).map(|old| (old, output)));
-            }
-        }
-        Ok((updates, replaced))
-    }
-}
-
-impl Operator for While {
-    fn infer(&self, inputs: &Facts<'_>) -> InferResult {
-        inputs.desc(0)?;
-        Err(InferError::Dynamic)
-    }
-
-    fn prepare(&self, _: &PrepareContext<'_>) -> OpResult<Box<dyn Kernel>> {
-        Err(OpError::unsupported("a plan without contents"))
-    }
-
-    fn evaluate(&self, inputs: &[Option<TensorView<'_>>], parallel: &Parallel) -> OpResult<Vec<Tensor>> {
-        let all: Vec<Option<Tensor>> = inputs.iter().map(|view| view.map(Tensor::from_view)).collect();
-        let input = |input: usize| all.get(input).cloned().flatten().ok_or(OpError::MissingInput { input });
-        let mut test: Vec<Tensor> =
-            self.condition.inputs.iter().map(|&i| input(i)).collect::<OpResult<_>>()?;
-        let mut state: Vec<Tensor> = self.body.inputs.iter().map(|&i| input(i)).collect::<OpResult<_>>()?;
-        let mut results: Vec<Option<Tensor>> = self
-            .results
-            .iter()
-            .map(|result| result.input.map(&input).transpose())
-            .collect::<OpResult<_>>()?;
-        loop {
-            let views: Views<'_> = test.iter().map(Tensor::view).collect();
-            let decision = self.condition.evaluate(&views, parallel)?;
-            drop(views);
-            let decision = decision.into_iter().next().ok_or(OpError::MissingInput { input: 0 })?;
-            if !truth(decision.view())? {
-                break;
-            }
-            let views: Views<'_> = state.iter().map(Tensor::view).collect();
-            let outputs = self.body.evaluate(&views, parallel)?;
-            drop(views);
-            for &(to, from) in &self.updates.condition_from_body {
-                test[to] = outputs[from].clone();
-            }
-            for &(to, from) in &self.updates.body_from_body {
-                state[to] = outputs[from].clone();
-            }
-            for &to in &self.updates.condition_from_condition {
-                test[to] = decision.clone();
-            }
-            for &to in &self.updates.body_from_condition {
-                state[to] = decision.clone();
-            }
-            for (slot, result) in results.iter_mut().zip(&self.results) {
-                if let Some(output) = result.body_output {
-                    *slot = Some(outputs[output].clone());
-                }
-                if let Some(input) = result.body_input {
-                    *slot = Some(state[input].clone());
-                }
-            }
-        }
-        let found: Option<Vec<Tensor>> = results.into_iter().collect();
-        found.ok_or_else(|| OpError::value(0, "an output has no value because no iteration ran"))
     }
 }

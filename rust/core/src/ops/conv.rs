@@ -1,11 +1,14 @@
 //! Convolutions: which kernel for which weights and mode.
 
+use std::any::Any;
 use std::borrow::Cow;
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 
 use mnnq_format::ConvWeights;
 use mnnq_format::schema::{OpType, TableKind};
-use mnnq_kernels::conv_f32::{PackedConv, conv_f32, conv_scaled_f32, conv_scratch_len};
+use mnnq_kernels::conv_f32::{
+    PackedConv, conv_f32, conv_fresh_f32, conv_fresh_scratch_len, conv_scaled_f32, conv_scratch_len,
+};
 use mnnq_kernels::depthwise_f32::{PackedDepthwise, depthwise_f32};
 use mnnq_kernels::elementwise::Unary;
 use mnnq_kernels::gemm_half::{PackedConvHalf, conv_half, scratch_len as half_scratch_len};
@@ -13,6 +16,7 @@ use mnnq_kernels::geometry::Sliding;
 use mnnq_kernels::winograd_f32::{PackedWinograd, is_winograd, winograd_f32};
 use mnnq_kernels::{Epilogue as KernelEpilogue, Residual};
 
+use super::concat::Concat;
 use super::conv_stored::{StoredConv, StoredWeights};
 use super::conv_weights::{ConvCommon, Padding, bias, kernel_epilogue, weights};
 use super::dynamic::cost::{Layer, WORTH};
@@ -22,6 +26,7 @@ use super::error::{OpError, OpResult};
 use super::int8::{IntConv, IntQuant};
 use super::operator::{Facts, InferResult, Kernel, Layouts, Operator, PrepareContext, StepIo};
 use super::registry::{OpSource, Subgraphs};
+use super::slice::Split;
 use super::support::kernels;
 use crate::runtime::config::{DynamicMode, MemoryMode, PrecisionMode, SessionOptions};
 use crate::tensor::{DType, Layout, Shape, TensorDesc};
@@ -68,10 +73,30 @@ pub(super) fn create(source: &OpSource<'_>, _: &mut dyn Subgraphs) -> OpResult<A
     if form == Form::Dynamic {
         // Packed at once: so the codes of one layer only are in memory twice.
         let packed = OnceLock::from(Arc::new(Packed::dynamic(&weights, &common)?));
-        return Ok(Arc::new(Conv { common, bias, form, note, raw: Mutex::default(), packed }));
+        let (raw, whole) = (Mutex::default(), OnceLock::new());
+        return Ok(Arc::new(Conv { common, bias, form, note, raw, packed, whole }));
     }
-    let (raw, packed) = (Mutex::new(Some(weights)), OnceLock::new());
-    Ok(Arc::new(Conv { common, bias, form, note, raw, packed }))
+    let (raw, packed, whole) = (Mutex::new(Some(vec![weights])), OnceLock::new(), OnceLock::new());
+    Ok(Arc::new(Conv { common, bias, form, note, raw, packed, whole }))
+}
+
+/// A split, convolutions of its pieces and their concatenation as one grouped convolution, if that is what they are.
+pub(crate) fn join_groups(
+    split: &dyn Operator,
+    parts: &[&dyn Operator],
+    concat: &dyn Operator,
+    options: &SessionOptions,
+) -> Option<Arc<dyn Operator>> {
+    fn is<T: Any>(operator: &dyn Operator) -> Option<&T> {
+        (operator as &dyn Any).downcast_ref()
+    }
+    let channels = is::<Split>(split)?.cuts_channels() && is::<Concat>(concat)?.joins_channels();
+    let parts: Vec<&Conv> = parts.iter().map(|&part| is(part)).collect::<Option<_>>()?;
+    if channels {
+        Conv::joined(&parts, options.precision).map(|conv| conv as Arc<dyn Operator>)
+    } else {
+        None
+    }
 }
 
 /// In which form the weights are kept.
@@ -146,21 +171,87 @@ struct Conv {
     form: Form,
     /// Why this form, for the profile.
     note: String,
-    /// The weights as read, until they are packed.
-    raw: Mutex<Option<ConvWeights>>,
+    /// The weights as read, until they are packed; one after the other in a convolution of several.
+    raw: Mutex<Option<Vec<ConvWeights>>>,
     packed: OnceLock<Arc<Packed>>,
+    /// The grouped convolution that this is a part of, which has its weights, and which part.
+    whole: OnceLock<(Arc<Conv>, usize)>,
 }
 
 impl Conv {
+    /// Fewest channels for which Winograd's transformations pay.
+    const WINOGRAD_CHANNELS: usize = 16;
+
+    /// Convolutions of one group each as one of several groups. The weights move there. Those that Winograd's algorithm is
+    /// for stay as they are: it has no groups, and gains more than joining does.
+    fn joined(parts: &[&Self], precision: PrecisionMode) -> Option<Arc<Self>> {
+        let first = &parts.first()?.common;
+        let alike = |part: &&Self| {
+            part.common.group == 1
+                && part.common == *first
+                && matches!(part.form, Form::Float | Form::Half)
+                && part.packed.get().is_none()
+        };
+        let same = |part: &&Self| !std::ptr::eq(*part, parts[0]);
+        let quadratic = first.kernel == [3, 3] && first.stride == [1, 1] && first.dilation == [1, 1];
+        let wide = first.in_channels.min(first.out_channels) >= Self::WINOGRAD_CHANNELS;
+        let winograd = quadratic && wide && precision != PrecisionMode::High;
+        if winograd || first.has_output_shape || !parts.iter().all(alike) || !parts[1..].iter().all(same) {
+            return None;
+        }
+        let mut weights = Vec::with_capacity(parts.len());
+        for part in parts {
+            let raw = part.raw.lock().unwrap_or_else(PoisonError::into_inner);
+            weights.extend(raw.as_ref()?.iter().cloned());
+        }
+        let n = parts.len();
+        let common = ConvCommon {
+            group: n,
+            in_channels: n * first.in_channels,
+            out_channels: n * first.out_channels,
+            ..first.clone()
+        };
+        let whole = Arc::new(Self {
+            common,
+            bias: parts.iter().flat_map(|part| part.bias.iter().copied()).collect(),
+            form: Form::Float,
+            note: format!(", {n} groups in one"),
+            raw: Mutex::new(Some(weights)),
+            packed: OnceLock::new(),
+            whole: OnceLock::new(),
+        });
+        for (index, part) in parts.iter().enumerate() {
+            *part.raw.lock().unwrap_or_else(PoisonError::into_inner) = None;
+            let _ = part.whole.set((whole.clone(), index));
+        }
+        Some(whole)
+    }
+
+    /// The weights of one of the convolutions that this one is made of.
+    fn part(&self, index: usize) -> Option<ConvWeights> {
+        let raw = self.raw.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(weights) = raw.as_ref() {
+            return weights.get(index).cloned();
+        }
+        let Packed::Float(packed) = &**self.packed.get()? else { return None };
+        let weights = packed.weights();
+        let len = weights.len() / self.common.group;
+        Some(ConvWeights::SparseFloat(weights[index * len..][..len].to_vec()))
+    }
+
     /// The weights in the form the kernel reads; made at the first use, then shared by all plans.
     fn packed(&self, sliding: &Sliding, precision: PrecisionMode) -> OpResult<Arc<Packed>> {
         let mut raw = self.raw.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some(packed) = self.packed.get() {
             return Ok(packed.clone());
         }
-        let weights = raw
-            .take()
-            .ok_or_else(|| OpError::unsupported("packing weights that could not be packed before"))?;
+        let weights = match (raw.take(), self.whole.get()) {
+            (None, Some((whole, index))) => whole.part(*index),
+            (Some(weights), _) => joined_weights(weights),
+            (None, None) => None,
+        };
+        let weights =
+            weights.ok_or_else(|| OpError::unsupported("packing weights that could not be packed before"))?;
         let common = &self.common;
         let dims = [common.out_channels, common.in_channels / common.group, common.taps()];
         let packed = match self.form {
@@ -187,7 +278,6 @@ impl Conv {
     /// transformations to pay. Its weights are four times larger. Many of them pay only where they are used for many
     /// tiles, which the first image shows; it decides once, as the weights are kept in one form.
     fn prefers_winograd(&self, sliding: &Sliding, precision: PrecisionMode) -> bool {
-        const LEAST_CHANNELS: usize = 16;
         const CACHED_WEIGHTS: usize = 1 << 16;
         const MOST_WEIGHTS: usize = 1 << 19;
         const LEAST_TILES: usize = 12;
@@ -197,7 +287,7 @@ impl Conv {
         precision != PrecisionMode::High
             && common.group == 1
             && is_winograd(sliding)
-            && common.in_channels.min(common.out_channels) >= LEAST_CHANNELS
+            && common.in_channels.min(common.out_channels) >= Self::WINOGRAD_CHANNELS
             && weights <= MOST_WEIGHTS
             && (weights <= CACHED_WEIGHTS || tiles >= LEAST_TILES)
     }
@@ -208,6 +298,18 @@ pub(crate) fn conv_products(sliding: &Sliding, in_group: usize, outputs: usize) 
     [sliding.taps(), in_group, outputs]
         .iter()
         .fold(sliding.out_pixels() as u64, |product, &n| product.saturating_mul(n as u64))
+}
+
+/// Weights one after the other: as they are, or floats if there are several.
+fn joined_weights(mut weights: Vec<ConvWeights>) -> Option<ConvWeights> {
+    if weights.len() == 1 {
+        return weights.pop();
+    }
+    let mut all = Vec::with_capacity(weights.iter().map(ConvWeights::len).sum());
+    for part in &weights {
+        with_floats(part, |floats| all.extend_from_slice(floats));
+    }
+    Some(ConvWeights::SparseFloat(all))
 }
 
 /// Calls `work` with the weights as floats, without a copy where they lie as floats in the file.
@@ -428,6 +530,7 @@ impl Operator for DynamicConv {
         let common = self.with_weight(&x, &context.inputs.shape(1)?)?;
         let epilogue = common.epilogue(context.epilogue);
         let dims = [common.out_channels, common.in_channels / common.group, common.taps()];
+        let threads = context.options.threads;
         Ok(Box::new(DynamicConvKernel {
             sliding: common.sliding(&x)?,
             dims,
@@ -435,7 +538,7 @@ impl Operator for DynamicConv {
             bias: self.bias.clone(),
             has_bias: self.has_bias && context.inputs.get(2).is_some(),
             epilogue,
-            threads: context.options.threads,
+            scratch: conv_fresh_scratch_len(&kernels().gemm_f32, dims, common.group, threads)?,
         }))
     }
 }
@@ -463,7 +566,8 @@ struct DynamicConvKernel {
     bias: Vec<f32>,
     has_bias: bool,
     epilogue: Epilogue,
-    threads: usize,
+    /// Floats.
+    scratch: usize,
 }
 
 impl Kernel for DynamicConvKernel {
@@ -472,7 +576,7 @@ impl Kernel for DynamicConvKernel {
     }
 
     fn scratch(&self) -> usize {
-        self.threads * conv_scratch_len() * size_of::<f32>()
+        self.scratch * size_of::<f32>()
     }
 
     fn multiply_adds(&self) -> u64 {
@@ -481,12 +585,12 @@ impl Kernel for DynamicConvKernel {
 
     fn run(&self, io: &mut StepIo<'_, '_>) -> OpResult<()> {
         let kernel = &kernels().gemm_f32;
-        let weights = PackedConv::new(kernel, io.input(1).data(), self.dims, self.group)?;
         let bias = if self.has_bias { io.input(2).data::<f32>() } else { &self.bias };
         let epilogue = KernelEpilogue::new(Some(bias), Unary::Identity);
-        let (input, scratch) = (io.input(0).data(), super::support::typed(io.scratch));
-        let out = io.outputs[0].data::<f32>();
-        conv_f32(kernel, &self.sliding, input, &weights, &epilogue, out, scratch, io.parallel)?;
+        let (input, weights) = (io.input(0).data(), io.input(1).data());
+        let (sliding, scratch) = (&self.sliding, super::support::typed(io.scratch));
+        let (out, dims, parallel) = (io.outputs[0].data::<f32>(), self.dims, io.parallel);
+        conv_fresh_f32(kernel, sliding, input, weights, dims, self.group, &epilogue, out, scratch, parallel)?;
         self.epilogue.apply_all(io);
         Ok(())
     }

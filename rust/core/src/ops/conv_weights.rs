@@ -24,7 +24,7 @@ pub(super) enum Padding {
 }
 
 /// `Convolution2DCommon`.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, PartialEq)]
 pub(super) struct ConvCommon {
     pub(super) kernel: [usize; 2],
     pub(super) stride: [usize; 2],

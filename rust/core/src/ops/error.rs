@@ -94,6 +94,14 @@ pub enum OpError {
         /// Its error.
         problem: String,
     },
+    /// The loops of a run take more iterations than the options allow.
+    #[error(
+        "the loops of this run take more than {limit} iterations (option max_loop_iterations); the condition may never fail"
+    )]
+    Iterations {
+        /// Iterations allowed.
+        limit: u64,
+    },
     /// Shapes that cannot be.
     #[error(transparent)]
     Shape(#[from] ShapeError),

@@ -50,7 +50,9 @@ mod space_depth;
 mod special;
 mod unary;
 mod volume;
+mod while_loop;
 
+pub(crate) use conv::join_groups;
 pub use epilogue::{Activation, BoundEpilogue, CodeStep, Epilogue, EpilogueStep, QuantInfo};
 pub use error::{OpError, OpResult};
 pub use operator::{

@@ -4,6 +4,7 @@
 //! every set of input shapes the planner asks for the outputs ([`Operator::infer`]), the memory layouts
 //! ([`Operator::layouts`]) and a [`Kernel`] specialised to them ([`Operator::prepare`]). Only kernels run.
 
+use std::any::Any;
 use std::borrow::Cow;
 use std::sync::Arc;
 
@@ -259,7 +260,7 @@ pub trait Kernel: Send + Sync {
 /// A node's operator: attributes parsed and checked.
 ///
 /// `infer` and `prepare` are mandatory; the defaults of the rest fit an operator that works on row-major tensors.
-pub trait Operator: Send + Sync {
+pub trait Operator: Any + Send + Sync {
     /// The outputs' types and shapes. Layouts in the answer are ignored.
     ///
     /// # Errors

@@ -311,6 +311,11 @@ impl Split {
         Ok(Self { axis, outputs, points: Vec::new(), source: NetSource::ONNX, unpack: true })
     }
 
+    /// Whether it cuts the channels of images.
+    pub(super) fn cuts_channels(&self) -> bool {
+        !self.unpack && matches!(self.axis, 1 | -3)
+    }
+
     fn sizes(&self, inputs: &Facts<'_>, length: usize) -> InferResult<Vec<usize>> {
         let (n, total) = (self.outputs, length as i64);
         let bad =

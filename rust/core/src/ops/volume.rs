@@ -178,10 +178,12 @@ impl Kernel for PoolKernel {
     }
 }
 
-/// `Convolution3D`, one group: as a convolution of images whose channels are those of all depths of a window.
+/// `Convolution3D`: as a convolution of images whose channels are those of all depths of a window.
 pub(super) struct Conv3d {
     windows: Windows,
+    /// Input channels of a group, output channels of all.
     channels: [usize; 2],
+    groups: usize,
     weight: Vec<f32>,
     bias: Vec<f32>,
     activation: Unary,
@@ -196,9 +198,6 @@ impl Conv3d {
         let common = table
             .get(convolution3d::COMMON)
             .ok_or(OpError::Parameter { wanted: "Convolution3DCommon", got: "absent".to_owned() })?;
-        if common.get(f::GROUP) > 1 {
-            return Err(OpError::attribute("group", common.get(f::GROUP), "1"));
-        }
         let padding = match common.get(f::PAD_MODE) {
             PadMode::VALID => Padding::Valid,
             PadMode::SAME => Padding::Same,
@@ -214,6 +213,12 @@ impl Conv3d {
         let (weight, got) = (floats(table.get(convolution3d::WEIGHT)), common.get(f::OUTPUT_COUNT));
         let outputs = usize::try_from(got).ok().filter(|&v| v > 0);
         let outputs = outputs.ok_or_else(|| OpError::attribute("outputCount", got, "1 or more"))?;
+        // Files of one group may leave it out.
+        let groups = usize::try_from(common.get(f::GROUP)).unwrap_or(0).max(1);
+        if !outputs.is_multiple_of(groups) {
+            let wanted = format!("a divisor of the {outputs} output channels");
+            return Err(OpError::attribute("group", groups, wanted));
+        }
         let taps = windows.kernel.iter().try_fold(outputs, |product, &n| product.checked_mul(n));
         let inputs = taps.filter(|&taps| !weight.is_empty() && weight.len().is_multiple_of(taps));
         let inputs = inputs.map(|taps| weight.len() / taps);
@@ -237,10 +242,11 @@ impl Conv3d {
         } else {
             Unary::Identity
         };
-        Ok(Self { windows, channels: [inputs, outputs], weight, bias, activation, packed: OnceLock::new() })
+        let (channels, packed) = ([inputs, outputs], OnceLock::new());
+        Ok(Self { windows, channels, groups, weight, bias, activation, packed })
     }
 
-    /// Weights `[o, i, d, h, w]` as those of `d i` channels, depth outside.
+    /// Weights `[o, i, d, h, w]` as those of `d i` channels in each group, depth outside.
     fn packed(&self) -> OpResult<Arc<PackedConv>> {
         if let Some(packed) = self.packed.get() {
             return Ok(packed.clone());
@@ -256,7 +262,8 @@ impl Conv3d {
                 }
             }
         }
-        let packed = PackedConv::new(&kernels().gemm_f32, &ordered, [outputs, depth * inputs, plane], 1)?;
+        let dims = [outputs, depth * inputs, plane];
+        let packed = PackedConv::new(&kernels().gemm_f32, &ordered, dims, self.groups)?;
         Ok(self.packed.get_or_init(|| Arc::new(packed)).clone())
     }
 }
@@ -266,8 +273,9 @@ impl Operator for Conv3d {
         let shape = inputs.typed(0, DType::F32)?.shape;
         let [(_, d), (_, h), (_, w)] = self.windows.over(&shape)?;
         let [channels, outputs] = self.channels;
-        if shape[1] != channels {
-            return Err(OpError::shape(0, shape, format!("{channels} channels")).into());
+        if Some(shape[1]) != channels.checked_mul(self.groups) {
+            let wanted = format!("{channels} channels in each of {} groups", self.groups);
+            return Err(OpError::shape(0, shape, wanted).into());
         }
         Ok(vec![TensorDesc::new(DType::F32, Shape::new(&[shape[0], outputs, d, h, w])?)])
     }
@@ -338,14 +346,16 @@ impl Kernel for Conv3dKernel {
     }
 
     fn multiply_adds(&self) -> u64 {
-        let slice = super::conv::conv_products(&self.sliding, self.sliding.channels, self.channels[1]);
+        let in_group = self.sliding.channels / self.packed.groups();
+        let slice = super::conv::conv_products(&self.sliding, in_group, self.channels[1]);
         slice.saturating_mul((self.images * self.slices[1]) as u64)
     }
 
     fn run(&self, io: &mut StepIo<'_, '_>) -> OpResult<()> {
         let x = io.input(0).data::<f32>();
         let out = io.outputs[0].data::<f32>();
-        let (g, [inputs, outputs], [slices, out_slices]) = (&self.sliding, self.channels, self.slices);
+        let (g, [in_group, outputs], [slices, out_slices]) = (&self.sliding, self.channels, self.slices);
+        let (inputs, taps) = (in_group * self.packed.groups(), self.depth.kernel);
         let (plane, out_plane) = (g.height * g.width, g.out_pixels());
         let [gathered, result] = self.parts();
         let (gathered, rest) = typed::<f32>(io.scratch).split_at_mut(gathered);
@@ -355,12 +365,13 @@ impl Kernel for Conv3dKernel {
         let epilogue = KernelEpilogue::new(Some(&self.bias), self.activation);
         for image in 0..self.images {
             for slice in 0..out_slices {
-                for tap in 0..self.depth.kernel {
+                for tap in 0..taps {
                     let d = (slice * self.depth.stride + tap * self.depth.dilation)
                         .checked_sub(self.depth.pad_begin)
                         .filter(|&d| d < slices);
                     for channel in 0..inputs {
-                        let column = tap * inputs + channel;
+                        let (group, own) = (channel / in_group, channel % in_group);
+                        let column = (group * taps + tap) * in_group + own;
                         let from =
                             d.map(|d| &x[((image * inputs + channel) * slices + d) * plane..][..plane]);
                         for (pixel, line) in gathered.chunks_exact_mut(g.channels).enumerate() {

@@ -68,6 +68,9 @@ pub struct SessionOptions {
     pub plan_cache: usize,
     /// Whether element-wise operators are fused into the operator before them.
     pub fuse: bool,
+    /// Iterations that all loops of one run may take together; the bodies of nested loops count each time. A loop whose
+    /// condition never fails is an error then, instead of a run that does not end.
+    pub max_loop_iterations: u64,
 }
 
 impl Default for SessionOptions {
@@ -80,6 +83,7 @@ impl Default for SessionOptions {
             int8: Int8Mode::default(),
             plan_cache: 16,
             fuse: true,
+            max_loop_iterations: Self::LOOP_ITERATIONS,
         }
     }
 }
@@ -88,10 +92,13 @@ impl SessionOptions {
     /// Most threads a session may have.
     pub const MAX_THREADS: usize = 1024;
 
+    /// Default of `max_loop_iterations`.
+    pub const LOOP_ITERATIONS: u64 = 1 << 20;
+
     /// Checks the ranges.
     ///
     /// # Errors
-    /// [`RuntimeError::Option`] if `threads` is not 1 to 1024 or `plan_cache` is 0.
+    /// [`RuntimeError::Option`] if `threads` is not 1 to 1024, or `plan_cache` or `max_loop_iterations` is 0.
     pub fn check(&self) -> Result<(), RuntimeError> {
         let bad = |key, got: usize, wanted: &str| {
             Err(RuntimeError::Option { key, got: got.to_string(), wanted: wanted.to_owned() })
@@ -101,6 +108,9 @@ impl SessionOptions {
         }
         if self.plan_cache == 0 {
             return bad("plan_cache", 0, "1 or more");
+        }
+        if self.max_loop_iterations == 0 {
+            return bad("max_loop_iterations", 0, "1 or more");
         }
         Ok(())
     }

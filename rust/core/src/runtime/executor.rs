@@ -11,7 +11,7 @@ use super::parallel::Parallel;
 use super::plan::{Continuation, Frame, Key, Memory, Observer, Segment, view};
 use super::planner::{PlanState, ValueFact, plan_segment};
 use super::profile::StepProfile;
-use crate::graph::{Graph, ValueId};
+use crate::graph::{Graph, ValueId, find_groups};
 use crate::tensor::{Tensor, TensorDesc, TensorView};
 
 /// What a plan is looked up by.
@@ -51,6 +51,9 @@ impl Executor {
     #[must_use]
     pub fn new(mut graph: Graph, options: SessionOptions) -> Self {
         host::fold_constants(&mut graph, &options);
+        if options.fuse {
+            graph.groups = find_groups(&graph, &options);
+        }
         Self { graph, options, plans: Mutex::default() }
     }
 

@@ -27,7 +27,7 @@ pub(crate) fn evaluate(
     let views: Vec<Option<TensorView<'_>>> = inputs.iter().map(|i| i.as_ref().map(Tensor::view)).collect();
     let mut outputs = match operator.infer(&facts) {
         Ok(outputs) => outputs,
-        Err(InferError::Dynamic) => return Ok(Some(operator.evaluate(&views, &Parallel::single())?)),
+        Err(InferError::Dynamic) => return Ok(Some(operator.evaluate(&views, &single(options))?)),
         Err(other) => return Err(other),
     };
     outputs.iter_mut().for_each(|desc| *desc = TensorDesc::new(desc.dtype, desc.shape));
@@ -46,6 +46,11 @@ pub(crate) fn evaluate(
         return Ok(Some(tensors.collect()));
     }
     Ok(Some(run_kernel(operator, &facts, &views, &outputs, options)?))
+}
+
+/// The caller's thread, and the iterations of a run.
+fn single(options: &SessionOptions) -> Parallel {
+    Parallel::single().for_run(options.max_loop_iterations)
 }
 
 fn run_kernel(
@@ -80,7 +85,7 @@ fn run_kernel(
         outputs: &mut targets,
         in_place: None,
         scratch: &mut bytemuck::cast_slice_mut(&mut scratch)[..kernel.scratch()],
-        parallel: &Parallel::single(),
+        parallel: &single(options),
     };
     kernel.run(&mut io)?;
     Ok(targets.iter().map(|target| Tensor::from_view(target.view())).collect())

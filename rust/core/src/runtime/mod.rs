@@ -19,4 +19,4 @@ pub use executor::Executor;
 pub use parallel::Parallel;
 pub use plan::Observer;
 pub use profile::{PlanInfo, StepProfile};
-pub use session::{Session, TensorInfo};
+pub use session::{Consumer, Session, TensorInfo};

@@ -1,16 +1,25 @@
-//! The threads of a session.
+//! What a run works with: the threads of its session, and a budget of iterations.
 //!
 //! Work is cut into chunks whose bounds and arithmetic do not depend on the number of threads, so results are
 //! the same bit for bit whatever it is.
 
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+
 use rayon::prelude::*;
 
+use super::config::SessionOptions;
 use super::error::RuntimeError;
+use crate::ops::{OpError, OpResult};
 
-/// A pool of threads, or none for single-threaded sessions.
+/// A pool of threads, or none for single-threaded sessions; and how many iterations loops may still take.
 pub struct Parallel {
-    pool: Option<rayon::ThreadPool>,
+    pool: Option<Arc<rayon::ThreadPool>>,
     threads: usize,
+    /// Iterations of one run.
+    limit: u64,
+    /// Those taken so far.
+    taken: AtomicU64,
 }
 
 impl Parallel {
@@ -28,13 +37,32 @@ impl Parallel {
             })
             .transpose()
             .map_err(|source| RuntimeError::Threads { threads, problem: source.to_string() })?;
-        Ok(Self { pool, threads: threads.max(1) })
+        let (limit, taken) = (SessionOptions::LOOP_ITERATIONS, AtomicU64::new(0));
+        Ok(Self { pool: pool.map(Arc::new), threads: threads.max(1), limit, taken })
     }
 
     /// The caller's thread only.
     #[must_use]
     pub fn single() -> Self {
-        Self { pool: None, threads: 1 }
+        let (limit, taken) = (SessionOptions::LOOP_ITERATIONS, AtomicU64::new(0));
+        Self { pool: None, threads: 1, limit, taken }
+    }
+
+    /// The same threads with a budget of `limit` iterations: for one run. Nothing is allocated.
+    #[must_use]
+    pub fn for_run(&self, limit: u64) -> Self {
+        Self { pool: self.pool.clone(), threads: self.threads, limit, taken: AtomicU64::new(0) }
+    }
+
+    /// Takes `count` iterations from the budget that the loops of a run share.
+    ///
+    /// # Errors
+    /// [`OpError::Iterations`] if there are not so many left.
+    pub fn take_iterations(&self, count: u64) -> OpResult<()> {
+        // One thread drives a run, so that nobody else changes the count in between.
+        let taken = self.taken.load(Ordering::Relaxed).saturating_add(count);
+        self.taken.store(taken, Ordering::Relaxed);
+        if taken > self.limit { Err(OpError::Iterations { limit: self.limit }) } else { Ok(()) }
     }
 
     /// Number of threads.

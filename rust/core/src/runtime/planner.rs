@@ -260,9 +260,41 @@ fn prune(graph: &Graph, planned: &mut Vec<Planned>, cut: &Cut, state: &PlanState
     planned.retain(|_| keep.next().unwrap_or(false));
 }
 
+/// Runs grouped convolutions that are spelt out as one, where nobody needs what is in between.
+fn join_groups(graph: &Graph, planned: &mut Vec<Planned>, kept: &[bool]) {
+    if graph.groups.is_empty() {
+        return;
+    }
+    let mut positions = vec![None; graph.nodes.len()];
+    for (position, node) in planned.iter().enumerate() {
+        positions[node.node] = Some(position);
+    }
+    let mut gone = vec![false; planned.len()];
+    for group in &graph.groups {
+        let pieces = group.parts.iter().chain([&group.split]);
+        let hidden = |&node: &usize| {
+            positions[node].is_some() && graph.nodes[node].outputs.iter().all(|&value| !kept[value])
+        };
+        let (Some(concat), true) = (positions[group.concat], pieces.clone().all(hidden)) else { continue };
+        pieces.filter_map(|&node| positions[node]).for_each(|position| gone[position] = true);
+        planned[concat] = Planned {
+            operator: group.operator.clone(),
+            node: group.parts[0],
+            inputs: graph.nodes[group.split].inputs[..1].iter().copied().collect(),
+            own_inputs: 1,
+            outputs: planned[concat].outputs.clone(),
+            epilogue: Epilogue::default(),
+            input_scale: None,
+        };
+    }
+    let mut gone = gone.into_iter();
+    planned.retain(|_| !gone.next().unwrap_or(false));
+}
+
 /// Lets element-wise nodes become the epilogue of the node before them.
 fn fuse(graph: &Graph, planned: &mut Vec<Planned>, cut: &Cut, state: &mut PlanState) {
     let kept = kept(graph, cut, state);
+    join_groups(graph, planned, &kept);
     let mut uses: Vec<SmallVec<[usize; 2]>> = vec![SmallVec::new(); graph.names.len()];
     let mut producer: Vec<Option<usize>> = vec![None; graph.names.len()];
     for (index, node) in planned.iter().enumerate() {

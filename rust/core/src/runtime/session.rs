@@ -28,6 +28,9 @@ pub struct TensorInfo {
     pub dims: Option<Vec<i64>>,
 }
 
+/// Gets the outputs of a run: position among those asked for, and contents, row-major.
+pub type Consumer<'a> = &'a mut (dyn FnMut(usize, TensorView<'_>) + Send);
+
 /// What of a run is shown.
 enum Watch<'a> {
     Nothing,
@@ -242,6 +245,20 @@ impl Session {
         self.run_with(feeds, outputs, Watch::Nothing)
     }
 
+    /// Runs the model and calls `consume` with the position and the contents of each output, in no particular order: for
+    /// callers that have memory of their own for them. The rest is as for [`run`](Self::run).
+    ///
+    /// # Errors
+    /// Those of [`run`](Self::run).
+    pub fn run_into(
+        &self,
+        feeds: &[(&str, TensorView<'_>)],
+        outputs: &[&str],
+        consume: Consumer<'_>,
+    ) -> Result<(), RuntimeError> {
+        self.visit(feeds, outputs, Watch::Nothing, consume)
+    }
+
     /// Runs the model and shows `observer` every tensor that is computed, by its name in the file: the inputs
     /// first, then in order of execution. Views are in the layout the runtime works in. Nothing is fused, so that
     /// every tensor of the file exists.
@@ -294,6 +311,31 @@ impl Session {
         outputs: &[&str],
         watch: Watch<'_>,
     ) -> Result<Vec<Tensor>, RuntimeError> {
+        let mut found: SmallVec<[Option<Tensor>; 4]> = SmallVec::new();
+        let mut refused = None;
+        self.visit(feeds, outputs, watch, &mut |position, view| match require_memory(view.bytes().len()) {
+            Ok(()) => {
+                found.resize((position + 1).max(found.len()), None);
+                found[position] = Some(Tensor::from_view(view));
+            }
+            Err(error) => refused = Some(error),
+        })?;
+        refused.map_or(Ok(()), Err)?;
+        let mut tensors = Vec::with_capacity(found.len());
+        for tensor in found {
+            let absent = || RuntimeError::Internal { problem: "an output was not computed".to_owned() };
+            tensors.push(tensor.ok_or_else(absent)?);
+        }
+        Ok(tensors)
+    }
+
+    fn visit(
+        &self,
+        feeds: &[(&str, TensorView<'_>)],
+        outputs: &[&str],
+        watch: Watch<'_>,
+        consume: Consumer<'_>,
+    ) -> Result<(), RuntimeError> {
         let graph = self.executor.graph();
         let views = self.ordered(feeds)?;
         let descs: SmallVec<[TensorDesc; 4]> = views.iter().map(TensorView::desc).collect();
@@ -309,28 +351,8 @@ impl Session {
         };
         let request = Request { inputs: &descs, known: &[], outputs: &wanted, observe, watch: values };
         let plan = self.executor.plan(&request)?;
-        let mut found: Vec<Option<Tensor>> = vec![None; wanted.len()];
-        let mut refused = None;
-        self.parallel.install(|| {
-            self.executor.run(&plan, &views, &self.parallel, observer, &mut |position, view| {
-                match require_memory(view.bytes().len()) {
-                    Ok(()) => found[position] = Some(Tensor::from_view(view)),
-                    Err(error) => refused = Some(error),
-                }
-            })
-        })?;
-        if let Some(error) = refused {
-            return Err(error);
-        }
-        found
-            .into_iter()
-            .zip(&wanted)
-            .map(|(tensor, &value)| {
-                tensor.ok_or_else(|| RuntimeError::Internal {
-                    problem: format!("output {:?} was not computed", graph.names[value]),
-                })
-            })
-            .collect()
+        let parallel = self.parallel.for_run(self.options.max_loop_iterations);
+        parallel.install(|| self.executor.run(&plan, &views, &parallel, observer, consume))
     }
 
     fn output(&self, name: &str) -> Result<ValueId, RuntimeError> {

@@ -68,7 +68,18 @@ macro_rules! by_half {
 #[cfg(target_arch = "x86_64")]
 fn of_architecture() -> Vec<DepthwiseI8> {
     use crate::cpu::{Avx2, Avx512, Avx512Vnni, AvxVnni};
-    let mut all = Vec::new();
+    // SSE2 is part of x86-64, so this one needs no proof.
+    let mut all = vec![DepthwiseI8 {
+        name: "depthwise_i8_baseline_sse2",
+        level: IsaLevel::Baseline,
+        isa: VectorIsa::Portable,
+        strip: 16,
+        shift: 0,
+        unit: LINE_UNIT,
+        interleave: x86::interleave::<0>,
+        three: by_quarter!(x86::wide_128, 3),
+        any: by_quarter!(x86::wide_128, 0),
+    }];
     all.extend(Avx2::detect().map(|token| DepthwiseI8 {
         name: "depthwise_i8_avx2",
         level: Avx2::LEVEL,

@@ -62,7 +62,28 @@ macro_rules! lanes {
     };
 }
 
-/// Even and odd bytes as 16-bit numbers: exact.
+/// Even and odd bytes as 16-bit numbers: exact. Every x86-64 CPU has the instructions.
+#[derive(Clone, Copy)]
+struct Wide128;
+
+impl LaneDot for Wide128 {
+    lanes!(4, __m128i, _mm_loadu_si128, _mm_storeu_si128);
+
+    #[inline(always)]
+    unsafe fn dot(self, acc: Self::I, x: *const u8, w: Self::W) -> Self::I {
+        // SAFETY: as in `load_i32`.
+        unsafe {
+            let x = _mm_loadu_si128(x.cast());
+            let x_even = _mm_srai_epi16::<8>(_mm_slli_epi16::<8>(x));
+            let w_even = _mm_srai_epi16::<8>(_mm_slli_epi16::<8>(w));
+            let (x_odd, w_odd) = (_mm_srai_epi16::<8>(x), _mm_srai_epi16::<8>(w));
+            let sum = _mm_add_epi32(_mm_madd_epi16(x_even, w_even), _mm_madd_epi16(x_odd, w_odd));
+            _mm_add_epi32(acc, sum)
+        }
+    }
+}
+
+/// As [`Wide128`].
 #[derive(Clone, Copy)]
 struct Wide256;
 
@@ -176,6 +197,7 @@ macro_rules! strip {
     };
 }
 
+strip!(wide_128, Wide128, 4, "sse2");
 strip!(wide_256, Wide256, 2, "avx2");
 strip!(wide_512, Wide512, 4, "avx512f,avx512bw,avx512dq,avx512vl");
 strip!(vnni_256, Vnni256, 2, "avx2,avxvnni");

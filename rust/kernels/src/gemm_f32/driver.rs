@@ -145,7 +145,7 @@ pub(crate) fn product<R: RowSource>(
     product_view(kernel, rows, b.view(), epilogue, output, scratch, executor)
 }
 
-fn product_view<R: RowSource>(
+pub(crate) fn product_view<R: RowSource>(
     kernel: &GemmF32,
     rows: &R,
     b: PackedView<'_>,

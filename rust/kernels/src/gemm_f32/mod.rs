@@ -22,7 +22,7 @@ mod tests;
 
 #[cfg(doc)]
 use crate::epilogue::Epilogue;
-pub(crate) use driver::{Output, product, tile_epilogue};
+pub(crate) use driver::{Output, product, product_view, tile_epilogue};
 pub use driver::{gemm_f32, gemm_view_f32, scratch_len};
 pub use kernels::GemmF32;
 pub(crate) use pack::{MatrixRows, RowSource, ScaledRows, copy_run};

@@ -82,6 +82,11 @@ impl PackedB {
         self.kernel
     }
 
+    /// The element in row `p` and column `j`.
+    pub(crate) fn get(&self, p: usize, j: usize) -> f32 {
+        self.panel(j - j % self.nr, p)[j % self.nr]
+    }
+
     /// Memory held, in bytes.
     pub fn bytes(&self) -> usize {
         std::mem::size_of_val(self.data.as_slice())

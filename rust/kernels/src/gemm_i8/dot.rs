@@ -193,6 +193,10 @@ pub(crate) type CopyFn = unsafe fn(line: *mut u8, at: usize, from: *const i8, le
 
 /// Rows of codes to be copied to lines of packed A: line `i` takes `rows` rows, `row_stride` apart from `from + i *
 /// from_step` on, one behind the other.
+#[cfg_attr(
+    not(target_arch = "x86_64"),
+    allow(dead_code, reason = "only x86-64 has a kernel that copies rows")
+)]
 pub(crate) struct CopyRows {
     /// The place of the first row in the first line.
     pub(crate) to: *mut u8,

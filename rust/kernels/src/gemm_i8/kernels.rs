@@ -87,8 +87,20 @@ fn of_architecture() -> Vec<GemmI8> {
     use super::{x86_vnni, x86_wide};
     use crate::cpu::{Avx2, Avx512, Avx512Vnni, AvxVnni};
     use x86_vnni::{tile_256 as vnni_256, tile_512 as vnni_512};
-    use x86_wide::{tile_256 as wide_256, tile_512 as wide_512};
-    let mut all = Vec::new();
+    use x86_wide::{tile_128 as wide_128, tile_256 as wide_256, tile_512 as wide_512};
+    // SSE2 is part of x86-64, so this one needs no proof.
+    let mut all = vec![GemmI8 {
+        name: "gemm_i8_baseline_sse2_4x8",
+        level: IsaLevel::Baseline,
+        isa: VectorIsa::Portable,
+        geometry: x86_wide::GEOMETRY_128,
+        tiles: tile_table!(wide_128, [1 2], [1 2 3 4]),
+        wide: &[wide_128::<1, 8>],
+        wide_panels: 4,
+        copy: x86_wide::copy_128,
+        copy_rows: None,
+        fill: fill_wide,
+    }];
     all.extend(Avx2::detect().map(|token| GemmI8 {
         name: "gemm_i8_avx2_6x16",
         level: Avx2::LEVEL,

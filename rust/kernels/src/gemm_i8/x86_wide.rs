@@ -1,4 +1,4 @@
-//! AVX2 and AVX-512 BW without VNNI: both operands are widened to 16 bits and multiplied by `vpmaddwd`, which is exact.
+//! SSE2 (which every x86-64 CPU has), AVX2 and AVX-512 BW without VNNI: both operands are widened to 16 bits and multiplied by `vpmaddwd`, which is exact.
 //!
 //! The 8-bit `vpmaddubsw` would be faster and saturates at 16 bits, so that full-range codes give wrong sums.
 
@@ -6,6 +6,57 @@ use std::arch::x86_64::*;
 
 use super::dot::{Dot, TileArgs, copy_wide, tile};
 use super::kernels::Geometry;
+
+#[derive(Clone, Copy)]
+struct Wide128;
+
+impl Dot for Wide128 {
+    const LANES: usize = 4;
+    const GROUP: usize = 2;
+    const A_BYTES: usize = 2;
+    const STEPS: usize = 4;
+    const A_SHIFT: i32 = 0;
+    type I = __m128i;
+    type B = __m128i;
+    type A = __m128i;
+
+    #[inline(always)]
+    unsafe fn load_i32(self, from: *const i32) -> Self::I {
+        // SAFETY: the caller vouches for the memory.
+        unsafe { _mm_loadu_si128(from.cast()) }
+    }
+    #[inline(always)]
+    unsafe fn store_i32(self, to: *mut i32, x: Self::I) {
+        // SAFETY: as in `load_i32`.
+        unsafe { _mm_storeu_si128(to.cast(), x) }
+    }
+    #[inline(always)]
+    unsafe fn load_b(self, from: *const i8) -> Self::B {
+        // SAFETY: as in `load_i32`: eight bytes are read.
+        unsafe {
+            let codes = _mm_loadl_epi64(from.cast());
+            _mm_srai_epi16::<8>(_mm_unpacklo_epi8(codes, codes))
+        }
+    }
+    #[inline(always)]
+    unsafe fn load_a(self, from: *const u8) -> Self::A {
+        // SAFETY: as in `load_i32`: four groups are read.
+        unsafe { _mm_loadu_si128(from.cast()) }
+    }
+    #[inline(always)]
+    unsafe fn dot<const STEP: usize>(self, acc: Self::I, a: Self::A, b: Self::B) -> Self::I {
+        // SAFETY: SSE2 is part of x86-64.
+        unsafe {
+            let group = match STEP {
+                0 => _mm_shuffle_epi32::<0x00>(a),
+                1 => _mm_shuffle_epi32::<0x55>(a),
+                2 => _mm_shuffle_epi32::<0xaa>(a),
+                _ => _mm_shuffle_epi32::<0xff>(a),
+            };
+            _mm_add_epi32(acc, _mm_madd_epi16(group, b))
+        }
+    }
+}
 
 #[derive(Clone, Copy)]
 struct Wide256;
@@ -83,8 +134,16 @@ impl Dot for Wide512 {
     }
 }
 
+pub(super) const GEOMETRY_128: Geometry = Geometry::of::<Wide128>(2, 1);
 pub(super) const GEOMETRY_256: Geometry = Geometry::of::<Wide256>(2, 1);
 pub(super) const GEOMETRY_512: Geometry = Geometry::of::<Wide512>(2, 1);
+
+/// # Safety
+/// As [`TileFn`](super::dot::TileFn).
+pub(super) unsafe fn tile_128<const MR: usize, const NT: usize>(args: &TileArgs) {
+    // SAFETY: the caller keeps the contract of `TileFn`.
+    unsafe { tile::<Wide128, MR, NT, 2>(Wide128, args) }
+}
 
 /// # Safety
 /// As [`TileFn`](super::dot::TileFn); the CPU has AVX2.
@@ -100,6 +159,13 @@ pub(super) unsafe fn tile_256<const MR: usize, const NT: usize>(args: &TileArgs)
 pub(super) unsafe fn tile_512<const MR: usize, const NT: usize>(args: &TileArgs) {
     // SAFETY: the caller keeps the contract of `TileFn`.
     unsafe { tile::<Wide512, MR, NT, 2>(Wide512, args) }
+}
+
+/// # Safety
+/// As [`CopyFn`](super::dot::CopyFn).
+pub(super) unsafe fn copy_128(line: *mut u8, at: usize, from: *const i8, len: usize) {
+    // SAFETY: the caller keeps the contract.
+    unsafe { copy_wide(line, at, from, len) }
 }
 
 /// # Safety

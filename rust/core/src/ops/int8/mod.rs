@@ -31,6 +31,14 @@ impl QuantInfo {
     pub fn same_grid(&self, other: &Self) -> bool {
         self.scale == other.scale && self.zero == other.zero
     }
+
+    /// Whether rounding a number of this tensor to the grid of the other gives the same code: the same codes, and scales
+    /// that differ by at most 1e-5 of them, so that no code moves by more than 255e-5.
+    #[must_use]
+    pub fn same_codes(&self, other: &Self) -> bool {
+        let near = (self.scale - other.scale).abs() <= 1e-5 * other.scale;
+        near && (self.zero, self.min, self.max) == (other.zero, other.min, other.max)
+    }
 }
 
 /// Quantization of an input and of the output, if the tensors are described.

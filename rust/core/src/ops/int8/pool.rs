@@ -1,4 +1,4 @@
-//! Pooling of codes. Input and output have the same scale and zero point.
+//! Pooling of codes. Input and output have the same zero point and the same scale, or for maxima almost the same.
 
 use std::borrow::Cow;
 use std::sync::Arc;
@@ -21,7 +21,7 @@ pub(crate) fn pool(source: &OpSource<'_>) -> OpResult<Option<Arc<dyn Operator>>>
     if source.outputs != 1 {
         return Ok(None);
     }
-    let Some((_, output)) = super::described(source, 0) else { return Ok(None) };
+    let Some((input, output)) = super::described(source, 0) else { return Ok(None) };
     let (global, kind) = if source.op_type == OpType::Pooling3D {
         let table = source.param(TableKind::Pool3D)?;
         (table.get(pool3d::IS_GLOBAL), table.get(pool3d::TYPE))
@@ -39,7 +39,9 @@ pub(crate) fn pool(source: &OpSource<'_>) -> OpResult<Option<Arc<dyn Operator>>>
         _ => return Ok(None),
     };
     let zero = output.codes().zero as i8;
-    Ok(Some(Arc::new(IntPool { windows, zero, compat: source.options.int8 == Int8Mode::Compat })))
+    // MNN pools floats where the scales differ, however little.
+    let compat = source.options.int8 == Int8Mode::Compat && input.same_grid(&output);
+    Ok(Some(Arc::new(IntPool { windows, zero, compat })))
 }
 
 enum Windows {

@@ -230,8 +230,8 @@ impl Loop for Extremes<'_> {
                 let x = chunk[lane];
                 low[lane] = if x < low[lane] { x } else { low[lane] };
                 high[lane] = if x > high[lane] { x } else { high[lane] };
-                // x - x is 0 for finite x, and not a number otherwise.
-                bad[lane] += x - x;
+                // 0 for finite x, and not a number otherwise.
+                bad[lane] += x * 0.0;
             }
         }
         if self.0.is_empty() {
@@ -266,12 +266,14 @@ impl Loop for Count<'_> {
         }
         let (quads, tail) = bins.as_chunks::<LANES>();
         for quad in quads {
-            for lane in 0..LANES {
-                self.lanes[lane * 2 * HALF + usize::from(quad[lane]) % (2 * HALF)] += 1;
+            for (lane, &bin) in quad.iter().enumerate() {
+                let count = &mut self.lanes[lane * 2 * HALF + usize::from(bin) % (2 * HALF)];
+                *count = count.wrapping_add(1);
             }
         }
         for &bin in tail {
-            self.lanes[usize::from(bin) % (2 * HALF)] += 1;
+            let count = &mut self.lanes[usize::from(bin) % (2 * HALF)];
+            *count = count.wrapping_add(1);
         }
         // Zeros lie in the first bin above zero; they are counted apart.
         self.lanes[HALF] = self.lanes[HALF].wrapping_sub(zeros);

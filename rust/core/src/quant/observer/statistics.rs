@@ -59,8 +59,8 @@ impl Moving {
             *self = Self { count: 1, first: nudged, added: [0.0; 2] };
             return;
         }
-        for side in 0..2 {
-            self.added[side] = momentum * self.added[side] + (1.0 - momentum) * nudged[side];
+        for (added, now) in self.added.iter_mut().zip(nudged) {
+            *added = momentum * *added + (1.0 - momentum) * now;
         }
         self.count += 1;
     }

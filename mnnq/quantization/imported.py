@@ -1,0 +1,198 @@
+"""Layers of a source that was quantized get the codes and scales of the source."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from mnnq import _native
+from mnnq.ir.imported import ImportedLayer, ImportReport
+from mnnq.ir.model import Model, Op
+from mnnq.passes.mark_quantized import WeightGrids
+from mnnq.quantization.stored import float_weights
+
+_Info = dict[str, Any]
+
+_CONVOLUTIONS = frozenset({"Convolution", "ConvolutionDepthwise"})
+
+#: Layers that compute in float whatever their tensors are.
+_FLOAT_LAYERS = {
+    "Deconvolution": "transposed convolutions compute in float",
+    "DeconvolutionDepthwise": "transposed convolutions compute in float",
+    "MatMul": "a product of two tensors of run time",
+    "BatchMatMul": "a product of two tensors of run time",
+}
+
+#: Operators that move values of their first input and make none.
+_COPIES = frozenset(
+    {
+        "ConvertTensor",
+        "Crop",
+        "DepthToSpace",
+        "ExpandDims",
+        "Flatten",
+        "Identity",
+        "Permute",
+        "Reshape",
+        "Slice",
+        "SliceTf",
+        "SpaceToDepth",
+        "Squeeze",
+        "StridedSlice",
+        "Transpose",
+        "Unsqueeze",
+    }
+)
+
+#: Operators that move values of all their inputs.
+_JOINS = frozenset({"Concat", "Pack"})
+
+_POOLS = frozenset({"Pooling", "Pooling3D"})
+
+#: Description of a tensor that stays float: MNN does not give it the codes of its neighbours.
+_FLOAT: _Info = {"scale": 0.0, "zero": 0.0, "min": -128.0, "max": 127.0, "type": "DT_FLOAT"}
+
+#: What tells the codes of a pooled tensor from those of its source: too little to move a value to another code.
+#: MNN pools codes as unsigned bytes, and rounds averages of them down; with different scales it pools in float.
+_HAIR = 1 + 2.0**-18
+
+
+def quantize_layers(model: Model, grids: WeightGrids, rounded: list[tuple[str, str]]) -> ImportReport:
+    """Spread descriptions and make layers int8, in place.
+
+    Parameters
+    ----------
+    model
+        A converted model with described tensors, layouts settled.
+    grids
+        Scales of the source's weights.
+    rounded
+        What was written in float operators, for the report.
+    """
+    spread = _Spread(model)
+    spread.run()
+    layers = []
+    for op in model.ops:
+        if op.type in _CONVOLUTIONS and len(op.inputs) == 1:
+            layers.append(ImportedLayer(op.name, op.type, _make_int8(model, op, grids)))
+        elif op.type in _FLOAT_LAYERS:
+            layers.append(ImportedLayer(op.name, op.type, _FLOAT_LAYERS[op.type]))
+    model.tensor_quant.update({name: dict(_FLOAT) for name in spread.pinned()})
+    described = sum(info["type"] == "DT_INT8" for info in model.tensor_quant.values())
+    return ImportReport(tuple(layers), described, tuple(rounded))
+
+
+def _make_int8(model: Model, op: Op, grids: WeightGrids) -> str | None:
+    """Give a convolution the codes of the source; why not, if that is not possible."""
+    source, target = (model.tensor_quant.get(names[0]) for names in (op.inputs, op.outputs))
+    if source is None and target is None:
+        return "the source quantizes neither its input nor its result"
+    if source is None:
+        return "the source does not quantize its input"
+    if target is None:
+        return "the source does not quantize its result"
+    weights = np.asarray(float_weights(op), np.float32)
+    found = grids.codes(weights)
+    if found is None:
+        return "its weights are no symmetric int8 codes"
+    quant = _native.encode_weights(*found, None, 8)
+    quant["scaleIn"], quant["scaleOut"] = source["scale"], target["scale"]
+    op.params["quanParameter"] = quant
+    op.params.pop("weight", None)
+    op.params["symmetricQuan"] = {
+        "method": "DEFAULT",
+        "nbits": 8,
+        "zeroPoint": int(source["zero"]),
+        "outputZeroPoint": int(target["zero"]),
+        "clampMin": int(target["min"]),
+        "clampMax": int(target["max"]),
+        "outputDataType": "DT_INT8",
+    }
+    return None
+
+
+class _Spread:
+    """Descriptions for tensors that only repeat values of described ones."""
+
+    def __init__(self, model: Model) -> None:
+        self.model = model
+        self.quant = model.tensor_quant
+        self.outputs = set(model.outputs)
+        self.constants = {name for op in model.ops if op.type == "Const" for name in op.outputs}
+        self.producers = {name: op for op in model.ops for name in op.outputs}
+        self.uses: dict[str, int] = {}
+        for op in model.ops:
+            for name in op.inputs:
+                self.uses[name] = self.uses.get(name, 0) + 1
+
+    def run(self) -> None:
+        """Describe what may be described without changing a value, and tell pooled tensors from their sources."""
+        for op in reversed(self.model.ops):
+            self._backward(op)
+        for op in self.model.ops:
+            self._forward(op)
+        for op in self.model.ops:
+            self._tell_apart(op)
+
+    def _data(self, op: Op) -> list[str]:
+        if op.type in _COPIES:
+            return op.inputs[:1]
+        return list(op.inputs) if op.type in _JOINS else []
+
+    def _forward(self, op: Op) -> None:
+        infos = [self.quant.get(name) for name in self._data(op)]
+        if not infos or infos[0] is None or any(info != infos[0] for info in infos):
+            return
+        for name in op.outputs:
+            self.quant.setdefault(name, dict(infos[0]))
+
+    def _backward(self, op: Op) -> None:
+        """Rounding before values are moved is rounding after it, where nothing else reads them."""
+        infos = [self.quant.get(name) for name in op.outputs]
+        if not infos or infos[0] is None or any(info != infos[0] for info in infos):
+            return
+        info = infos[0]
+        for name in self._data(op):
+            source = self.producers.get(name)
+            if name in self.quant or name in self.outputs or name in self.constants or self.uses[name] > 1:
+                continue
+            if source is None or source.type == "Input" or not _keeps_relu(source, info):
+                continue
+            self.quant[name] = dict(info)
+
+    def _tell_apart(self, op: Op) -> None:
+        if op.type not in _POOLS:
+            return
+        source, target = self.quant.get(op.inputs[0]), self.quant.get(op.outputs[0])
+        if source is None or target is None:
+            return
+        same = source["scale"] == target["scale"] and source["zero"] == target["zero"]
+        maximum = op.params.get("type", "MAXPOOL") == "MAXPOOL"
+        if same and not (maximum and source["min"] >= 0):
+            self._rescale(op.outputs[0], target["scale"] * _HAIR)
+
+    def _rescale(self, name: str, scale: float) -> None:
+        """Change the scale of a tensor and of its copies behind it."""
+        todo = [name]
+        while todo:
+            name = todo.pop()
+            self.quant[name] = {**self.quant[name], "scale": scale}
+            for op in self.model.ops:
+                if op.type in _COPIES and op.inputs[0] == name:
+                    todo += [out for out in op.outputs if out in self.quant]
+
+    def pinned(self) -> set[str]:
+        """Tensors without codes beside tensors with codes."""
+        found: set[str] = set()
+        for op in self.model.ops:
+            around = [name for name in (*op.inputs, *op.outputs) if name and name not in self.constants]
+            if op.type not in _CONVOLUTIONS and any(name in self.quant for name in around):
+                found.update(name for name in around if name not in self.quant)
+        return found
+
+
+def _keeps_relu(op: Op, info: _Info) -> bool:
+    """Whether MNN's ReLU of a sum, which cuts at the code 0, is right for these codes."""
+    fused = op.type == "BinaryOp" and op.params.get("activationType")
+    return not fused or info["zero"] == 0
