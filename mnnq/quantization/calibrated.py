@@ -25,7 +25,7 @@ POSITIONS_PER_INPUT = 64
 MIN_POSITIONS = 16384
 
 #: Largest ridge that scarce data lead to.
-MOST_DAMPING = 1.0
+MOST_DAMPING = 2.0
 
 #: With fewer samples nothing is held out.
 MIN_HOLD_OUT = 4
@@ -40,8 +40,8 @@ class Compensation:
     damping
         Ridge as a fraction of the mean variance of the inputs: how far weights may move for what few samples say.
     scarcity
-        What is added to it per input and position that the statistics come from, up to `MOST_DAMPING`: the less is
-        known of so many covariances, the less they are trusted.
+        What is added to it, times inputs per position that the statistics come from, up to `MOST_DAMPING`: the less
+        is known of so many covariances, the less they are trusted.
     follow_float
         Aim at the outputs of the float model although earlier layers have changed the inputs.
     by_variance
@@ -51,7 +51,7 @@ class Compensation:
     """
 
     damping: float = 0.1
-    scarcity: float = 0.5
+    scarcity: float = 0.8
     follow_float: bool = True
     by_variance: bool = True
     sweeps: int = 4
