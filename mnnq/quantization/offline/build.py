@@ -15,6 +15,7 @@ from mnnq.quantization.offline.config import OfflineConfig, RangeMethod
 from mnnq.quantization.offline.dataset import Dataset
 from mnnq.quantization.offline.layout import CONVOLUTIONS, COPIES, STORED, Layout, plan_layout
 from mnnq.quantization.offline.ranges import TensorQuant, choose_codes, is_relu_sum, one_sided, tensor_codes
+from mnnq.quantization.offline.sequential import compensate
 from mnnq.quantization.offline.tables import put_table, table_function
 from mnnq.quantization.offline.weights import WeightError, bias_of, mean_error, quantize_weights
 
@@ -75,14 +76,17 @@ class Builder:
         model = calibration.model
         self._excluded = _sensitive_outputs(model, calibration, config) if config.keep_float else set()
 
-    def build(self, skip: AbstractSet[str]) -> Built:
-        """Quantize all but the operators named."""
+    def build(self, skip: AbstractSet[str], *, draft: bool = False) -> Built:
+        """Quantize all but the operators named; a draft, which only serves a comparison, does without the sequential stage."""
         model = self.calibration.model.copy()
         layout = plan_layout(model, set(self.calibration.tensors), set(skip), self._excluded)
         codes = choose_codes(model, layout, self.calibration, self.config)
         errors = apply_codes(model, layout, codes, self.config, self._weights)
         shifts: dict[str, float] = {}
-        if self.config.bias_correction and errors:
+        if self.config.sequential and errors and not draft:
+            reference = self.calibration.model
+            shifts = compensate(reference, model, layout, self._dataset, self.config, errors)
+        elif self.config.bias_correction and errors:
             shifts = correct_biases(self.calibration.model, model, layout, self._input_means())
         return Built(model, layout, codes, errors, shifts)
 

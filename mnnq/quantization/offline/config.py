@@ -86,6 +86,10 @@ class OfflineConfig:
         Operators left float: names or patterns (``"head/*"``). Each must match an operator.
     bias_correction
         Take the mean error of each layer's output off its bias.
+    sequential
+        Choose weights and biases layer by layer for the inputs that the int8 model really has, with errors of rounding
+        compensated (up to 64 samples): slower, for models that lose much by 8-bit weights. Takes the place of `weight_method` for
+        dense convolutions.
     equalization
         Even out the channels of activations between layers where this changes nothing in float.
     keep_float
@@ -118,6 +122,7 @@ class OfflineConfig:
     bits: int = 8
     skip: tuple[str, ...] = ()
     bias_correction: bool = True
+    sequential: bool = False
     equalization: bool = True
     keep_float: bool = True
     float_share: float = 0.12
@@ -133,7 +138,7 @@ class OfflineConfig:
         put(self, "feature_method", _member(RangeMethod, self.feature_method, "feature_method"))
         put(self, "weight_method", _member(WeightRange, self.weight_method, "weight_method"))
         put(self, "skip", _names(self.skip))
-        for key in ("symmetric", "compat", "bias_correction", "equalization", "keep_float"):
+        for key in ("symmetric", "compat", "bias_correction", "sequential", "equalization", "keep_float"):
             self._flag(key)
         self._flag("force")
         self._flag("fix")
@@ -148,6 +153,9 @@ class OfflineConfig:
         self._number("momentum", 0.0, 1.0)
         self._number("float_share", 0.0, 1.0)
         self._number("min_sqnr_db", -math.inf, math.inf)
+        if self.sequential and (self.compat or self.weight_clamp < (1 << (self.bits - 1)) - 1):
+            msg = "True together with compat or weight_clamp; use bits for fewer codes"
+            raise ConfigError(msg, key="sequential")
         if self.compat and self.feature_method not in (RangeMethod.KL, RangeMethod.ADMM, RangeMethod.EMA):
             msg = f"True with feature_method {self.feature_method}; MNN's tool has kl, admm and ema"
             raise ConfigError(msg, key="compat")

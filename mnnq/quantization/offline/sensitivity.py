@@ -76,7 +76,7 @@ class Trials:
     def noise(self, names: frozenset[str]) -> Noise:
         """The noise with these operators float too."""
         if names not in self._known:
-            self._known[names] = self.measure(self._builder.build(self._skip | names).model)
+            self._known[names] = self.measure(self._builder.build(self._skip | names, draft=True).model)
         return self._known[names]
 
     def measure(self, model: Model) -> Noise:
