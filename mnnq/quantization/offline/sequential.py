@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 import numpy as np
 
 from mnnq import _native
 from mnnq.ir.model import Model
 from mnnq.quantization.bias_correction import output_means, shift_bias
 from mnnq.quantization.calibrated import Compensation, collect
-from mnnq.quantization.offline.calibration import limited
 from mnnq.quantization.offline.config import OfflineConfig
-from mnnq.quantization.offline.dataset import Dataset
+from mnnq.quantization.offline.dataset import Feeds
 from mnnq.quantization.offline.layout import CONVOLUTIONS, Layout
 from mnnq.quantization.offline.weights import WeightError, describe_error, store
 from mnnq.quantization.stepwise import Stepper
@@ -19,15 +20,23 @@ from mnnq.quantization.stored import float_weights
 #: Samples at most: the activations of all are kept at once.
 _SAMPLES = 64
 
+#: Samples from which some are kept to judge the result.
+MIN_SAMPLES = 24
+
 #: Settings of the error compensation; strongly damped, as noise of the codes is part of the inputs.
 _SETTINGS = Compensation(damping=1.0)
+
+
+def fitted(samples: int) -> int:
+    """How many of so many samples the stage uses: three quarters, up to a limit; all where there are few."""
+    return min(_SAMPLES, samples if samples < MIN_SAMPLES else samples * 3 // 4)
 
 
 def compensate(
     reference: Model,
     model: Model,
     layout: Layout,
-    dataset: Dataset,
+    samples: Iterable[Feeds],
     config: OfflineConfig,
     errors: dict[int, WeightError],
 ) -> dict[str, float]:
@@ -46,7 +55,6 @@ def compensate(
     The mean error of each layer's output before its bias was corrected, relative to its mean outputs, by name.
     """
     shifts: dict[str, float] = {}
-    samples = limited(dataset, _SAMPLES)
     with Stepper(reference, model, samples, threads=config.threads) as stepper:
         for step in stepper:
             for layer in step.layers:
