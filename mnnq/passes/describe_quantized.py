@@ -75,7 +75,11 @@ class _Marks:
         readers = [op for mark in group for op in self.readers.get(mark.outputs[0], [])]
         if any(op.type == "UnaryOp" and op.params.get("opType") in _WRONG for op in readers):
             return "MNN computes magnitude, negation and sign of codes otherwise"
-        if source.type == "BinaryOp" and source.params.get("activationType") and info["zero"] not in (0, info["min"]):
+        if (
+            source.type == "BinaryOp"
+            and source.params.get("activationType")
+            and info["zero"] not in (0, info["min"])
+        ):
             return "MNN cuts a sum with ReLU at the code 0"
         return None
 

@@ -228,9 +228,7 @@ def _float_movers(graph: Graph) -> None:
             continue
         floats = [graph.fresh(f"{name}_float") for name in moved]
         results = [graph.fresh(f"{name}_float") if name else "" for name in node.outputs]
-        nodes += [
-            Node("DequantizeLinear", [a, *parameters], [b]) for a, b in zip(moved, floats, strict=True)
-        ]
+        nodes += [Node("DequantizeLinear", [a, *parameters], [b]) for a, b in zip(moved, floats, strict=True)]
         nodes.append(
             Node(node.op_type, [*floats, *node.inputs[count:]], results, dict(node.attrs), node.name)
         )
@@ -284,7 +282,12 @@ def _fake_quant(graph: Graph, producers: dict[str, Node], node: Node) -> Node | 
     if source is None or source.op_type != "QuantizeLinear" or source.domain or node.domain:
         return None
     x = source.inputs[0]
-    if graph.constant(x) is not None or graph.info(x).dtype != np.float32 or _blocked(source) or _blocked(node):
+    if (
+        graph.constant(x) is not None
+        or graph.info(x).dtype != np.float32
+        or _blocked(source)
+        or _blocked(node)
+    ):
         return None
     grid, back = _grid(graph, source, limits), _grid(graph, node, limits)
     if grid is None or grid != back:
@@ -368,7 +371,11 @@ def _is_weight(name: str, readers: dict[str, list[Node]]) -> bool:
 
 
 def _spread(values: _Array, rank: int, axis: int) -> _Array:
-    return values.reshape([-1 if i == axis else 1 for i in range(rank)]) if values.size > 1 else values.reshape(())
+    return (
+        values.reshape([-1 if i == axis else 1 for i in range(rank)])
+        if values.size > 1
+        else values.reshape(())
+    )
 
 
 def _dequantize(codes: _Array, scale: _Array, zero: _Array | None, axis: int) -> _Array:
@@ -399,5 +406,7 @@ def _codes(graph: Graph, producers: dict[str, Node], name: str) -> _Array | None
     axis = int_list(node.attrs.get("axis", 1))[0] % max(values.ndim, 1)
     kind = np.iinfo(zero.dtype)
     low, high = limits or (kind.min, kind.max)
-    codes = np.rint(values / _spread(scale, values.ndim, axis)) + _spread(zero.astype(np.float32), values.ndim, axis)
+    codes = np.rint(values / _spread(scale, values.ndim, axis)) + _spread(
+        zero.astype(np.float32), values.ndim, axis
+    )
     return np.clip(codes, max(low, kind.min), min(high, kind.max)).astype(zero.dtype)
