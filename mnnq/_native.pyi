@@ -610,7 +610,7 @@ class NativeSession:
         int8: str = "exact",
         plan_cache: int = 16,
         fuse: bool = True,
-        max_loop_iterations: int = 1 << 20,
+        max_loop_iterations: int = ...,
     ) -> NativeSession: ...
     def inputs(self) -> list[tuple[str, str | None, list[int] | None]]:
         """Inputs: name, dtype, shape (-1 for lengths that vary), as tuples."""

@@ -245,7 +245,9 @@ def _quantize(
     layers = offline.quantize_calibrated(network, statistics, dataset, quiet).report.integer
     found = search_layers(network, build, [layer.name for layer in layers], dataset, evaluation, options)
     # The model that the search has judged, and no other.
-    kept = replace(config, skip=(*config.skip, *found.skip), float_share=0.0)
+    kept = replace(
+        config, skip=(*config.skip, *found.skip), float_share=0.0, sequential=bool(config.sequential)
+    )
     return offline.quantize_calibrated(network, statistics, dataset, kept, progress=stage), found
 
 

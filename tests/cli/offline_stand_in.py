@@ -30,6 +30,7 @@ class OfflineConfig:
     equalization: bool = True
     keep_float: bool = True
     float_share: float = 0.12
+    sequential: bool | None = None
     min_sqnr_db: float = 6.0
     check_samples: int = 16
     force: bool = False

@@ -80,6 +80,22 @@ def test_convolution_of_volumes(
     np.testing.assert_allclose(got, np.maximum(want, 0) if relu else want, rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.parametrize(("kind", "nothing"), [("MAXPOOL", -np.inf), ("AVEPOOL", 0.0)])
+def test_windows_of_volumes_may_lie_in_the_padding(kind: str, nothing: float) -> None:
+    x = _floats(2, 1, 2, 1, 2)
+    (got,) = run_op(
+        "Pooling3D",
+        [x],
+        "Pool3D",
+        kernels=_ints(1, 1, 1),
+        strides=_ints(1, 1, 1),
+        pads=_ints(0, 2, 3),
+        type=kind,
+    )
+    want = np.pad(x, [(0, 0), (0, 0), (0, 0), (2, 2), (3, 3)], constant_values=nothing)
+    np.testing.assert_array_equal(got, want)
+
+
 @pytest.mark.parametrize("groups", [2, 3, 6])
 def test_grouped_convolution_of_volumes(groups: int) -> None:
     x, weight, bias = _floats(2, 6, 4, 5, 6), _floats(12, 6 // groups, 2, 3, 3), _floats(12)

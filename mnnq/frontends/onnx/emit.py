@@ -8,11 +8,21 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from mnnq.frontends.onnx.lowering import Lowering, Unsupported, broadcast_dims, is_float, mnn_type
+from mnnq.frontends.onnx.lowering import (
+    INT_LIMIT,
+    Lowering,
+    Unsupported,
+    broadcast_dims,
+    is_float,
+    mnn_type,
+)
 from mnnq.ir.graph import Dim, Node, ValueInfo
 
 #: "To the end" in a slice.
 END = 1 << 30
+
+#: A size: known, or the name of an INT32 tensor of shape [1].
+Size = int | str
 
 #: One axis of a reshape target: a number (-1 infers), or an axis of a tensor.
 DimSource = int | tuple[str, int]
@@ -61,9 +71,30 @@ def scalar_like(b: Lowering, x: str, value: float) -> str:
     return b.const(np.float32(value) if b.is_float(x) else np.int32(value))
 
 
-def int_list(b: Lowering, values: npt.ArrayLike) -> str:
-    """INT32 vector constant."""
-    return b.const(np.asarray(values, np.int32).reshape(-1), "ints")
+def int_list(b: Lowering, values: npt.ArrayLike, stem: str = "ints") -> str:
+    """INT32 vector constant; what is too large for it stands for "to the end" and the like and is clipped."""
+    return b.const(np.asarray(values, np.int64).reshape(-1).clip(-INT_LIMIT, INT_LIMIT), stem, np.int32)
+
+
+def shape_tensor(b: Lowering, sizes: Sequence[Size]) -> str:
+    """The vector of `sizes`: a constant, or a ``Concat`` of known runs and run-time entries."""
+    parts: list[str] = []
+    run: list[int] = []
+    for size in sizes:
+        if isinstance(size, int):
+            run.append(size)
+            continue
+        if run:
+            parts.append(int_list(b, run))
+            run = []
+        parts.append(size)
+    if run:
+        parts.append(int_list(b, run))
+    if not parts:
+        return int_list(b, [])
+    if len(parts) == 1:
+        return parts[0]
+    return concat(b, parts, 0, info=ValueInfo(np.dtype(np.int32), (len(sizes),)))
 
 
 def with_shape(b: Lowering, x: str, shape: Sequence[Dim] | None) -> ValueInfo:
@@ -209,16 +240,13 @@ def slice_axis(
     )  # fmt: skip
 
 
-def gather(b: Lowering, x: str, indices: npt.ArrayLike, axis: int, out: str | None = None) -> str:
-    """Take constant positions (not negative) along an axis (not negative)."""
-    where = np.asarray(indices, np.int32)
-    shape = b.shape(x)
-    info = None
-    if shape is not None:
-        info = with_shape(b, x, [*shape[:axis], *where.shape, *shape[axis + 1 :]])
-    return b.emit(
-        "GatherV2", [x, b.const(where), b.const(np.int32(axis))], out, param_type="GatherV2", info=info
-    )
+def gather(b: Lowering, x: str, indices: npt.ArrayLike | str, axis: int, out: str | None = None) -> str:
+    """``GatherV2``: positions (not negative; a constant or the name of a tensor) along an axis (not negative)."""
+    where = indices if isinstance(indices, str) else b.const(np.asarray(indices, np.int32))
+    shape, picked = b.shape(x), b.shape(where)
+    made = None if shape is None or picked is None else (*shape[:axis], *picked, *shape[axis + 1 :])
+    position = b.const(np.asarray(axis, np.int32), "int")
+    return b.emit("GatherV2", [x, where, position], out, param_type="GatherV2", info=with_shape(b, x, made))
 
 
 def pad(b: Lowering, x: str, begins: Sequence[int], ends: Sequence[int], value: float) -> str:
@@ -237,11 +265,12 @@ def pad(b: Lowering, x: str, begins: Sequence[int], ends: Sequence[int], value: 
     )
 
 
-def broadcast_to(b: Lowering, x: str, shape: Sequence[int] | str, out: str | None = None) -> str:
-    """``BroadcastTo`` constant dims or a shape tensor."""
+def broadcast_to(b: Lowering, x: str, shape: Sequence[Size] | str, out: str | None = None) -> str:
+    """``BroadcastTo`` sizes, known or computed, or a shape tensor."""
     if isinstance(shape, str):
         return b.emit("BroadcastTo", [x, shape], out, info=with_shape(b, x, None))
-    return b.emit("BroadcastTo", [x, int_list(b, shape)], out, info=with_shape(b, x, shape))
+    info = with_shape(b, x, [size if isinstance(size, int) else None for size in shape])
+    return b.emit("BroadcastTo", [x, shape_tensor(b, shape)], out, info=info)
 
 
 # -- arithmetic

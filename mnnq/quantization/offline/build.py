@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from collections.abc import Set as AbstractSet
 from dataclasses import dataclass, replace
 from typing import Any
@@ -12,9 +13,10 @@ import numpy.typing as npt
 from mnnq.ir.model import Model, Op
 from mnnq.quantization.offline.calibration import Calibration, channel_statistics, limited
 from mnnq.quantization.offline.config import OfflineConfig, RangeMethod
-from mnnq.quantization.offline.dataset import Dataset
+from mnnq.quantization.offline.dataset import Dataset, Feeds
 from mnnq.quantization.offline.layout import CONVOLUTIONS, COPIES, STORED, Layout, plan_layout
 from mnnq.quantization.offline.ranges import TensorQuant, choose_codes, is_relu_sum, one_sided, tensor_codes
+from mnnq.quantization.offline.sequential import compensate, fitted
 from mnnq.quantization.offline.tables import put_table, table_function
 from mnnq.quantization.offline.weights import WeightError, bias_of, mean_error, quantize_weights
 
@@ -75,16 +77,23 @@ class Builder:
         model = calibration.model
         self._excluded = _sensitive_outputs(model, calibration, config) if config.keep_float else set()
 
-    def build(self, skip: AbstractSet[str]) -> Built:
+    def build(self, skip: AbstractSet[str], *, sequential: bool = False) -> Built:
         """Quantize all but the operators named."""
         model = self.calibration.model.copy()
         layout = plan_layout(model, set(self.calibration.tensors), set(skip), self._excluded)
         codes = choose_codes(model, layout, self.calibration, self.config)
         errors = apply_codes(model, layout, codes, self.config, self._weights)
         shifts: dict[str, float] = {}
-        if self.config.bias_correction and errors:
+        if sequential and errors:
+            reference = self.calibration.model
+            shifts = compensate(reference, model, layout, self._fitted(), self.config, errors)
+        elif self.config.bias_correction and errors:
             shifts = correct_biases(self.calibration.model, model, layout, self._input_means())
         return Built(model, layout, codes, errors, shifts)
+
+    def _fitted(self) -> Iterator[Feeds]:
+        """Samples of the sequential stage; the others can judge it."""
+        return limited(self._dataset, fitted(self.calibration.samples))
 
     def _input_means(self) -> dict[str, npt.NDArray[np.float64]]:
         """Mean of each channel of the inputs of convolutions."""

@@ -21,6 +21,7 @@ from mnnq.quantization.offline.report import (
     OfflineTensor,
 )
 from mnnq.quantization.offline.sensitivity import Trials, candidates, quiet, repair
+from mnnq.quantization.offline.sequential import MIN_SAMPLES, fitted
 from mnnq.report.compare import CompareResult, compare
 
 
@@ -95,6 +96,9 @@ def quantize_calibrated(
         skip |= names
         fixed.extend(sorted(names))
         attempt = job.attempt(skip)
+    if config.tries_sequential and job.gains_by_sequence(attempt, skip):
+        job.sequential = True
+        attempt = job.attempt(skip)
     more: frozenset[str] = frozenset()
     while attempt.failed and (config.fix or not config.force) and (more := job.repair(attempt, skip)):
         if not config.fix:
@@ -147,6 +151,8 @@ class _Job:
         self.calibration, self.dataset, self.config = calibration, dataset, config
         self.builder = Builder(calibration, dataset, config)
         self.tell = progress or (lambda *_: None)
+        self.sequential = config.sequential is True
+        self._sequence: dict[frozenset[str], Built] = {}
         self.seconds: dict[str, float] = {}
 
     def _lap(self, stage: str, start: float) -> None:
@@ -156,7 +162,9 @@ class _Job:
         """Quantize and check."""
         start = time.perf_counter()
         self.tell("quantize", 0, 1)
-        built = self.builder.build(skip)
+        built = self._sequence.get(frozenset(skip)) if self.sequential else None
+        if built is None:
+            built = self.builder.build(skip, sequential=self.sequential)
         self._lap("quantize", start)
         check = None
         if self.config.check_samples:
@@ -167,6 +175,19 @@ class _Job:
             check = compare(self.calibration.model, built.model, samples, options=options)
             self._lap("check", start)
         return _Attempt(built, check, self.seconds, self.config.min_sqnr_db)
+
+    def gains_by_sequence(self, attempt: _Attempt, skip: set[str]) -> bool:
+        """Whether the sequential stage takes noise away on samples that it has not seen."""
+        if self.calibration.samples < MIN_SAMPLES or not attempt.built.errors:
+            return False
+        start = time.perf_counter()
+        self.tell("sequential", 0, 1)
+        found = self.builder.build(skip, sequential=True)
+        self._sequence[frozenset(skip)] = found
+        judge = Trials(self.builder, self.dataset, skip, fitted(self.calibration.samples))
+        better = judge.measure(found.model).total < judge.measure(attempt.built.model).total
+        self._lap("sequential", start)
+        return better
 
     def noisy(self, attempt: _Attempt, skip: set[str], share: float) -> frozenset[str]:
         """Layers that cause most of the noise, up to a share of them."""

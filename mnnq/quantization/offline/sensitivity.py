@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -11,7 +12,7 @@ import numpy.typing as npt
 
 from mnnq.ir.model import Model, Op
 from mnnq.quantization.offline.build import Builder
-from mnnq.quantization.offline.calibration import checked_feeds, limited, open_session
+from mnnq.quantization.offline.calibration import checked_feeds, open_session
 from mnnq.quantization.offline.dataset import Dataset
 from mnnq.quantization.offline.layout import CONVOLUTIONS
 
@@ -63,13 +64,16 @@ class Trials:
         Samples; the first few are used.
     skip
         Operators that stay float in all models.
+    first
+        First sample used.
     """
 
-    def __init__(self, builder: Builder, dataset: Dataset, skip: set[str]) -> None:
+    def __init__(self, builder: Builder, dataset: Dataset, skip: set[str], first: int = 0) -> None:
         self._builder, self._skip = builder, frozenset(skip)
         self._threads = builder.config.threads
         session = open_session(builder.calibration.model, self._threads)
-        self._feeds = [checked_feeds(session, x, i) for i, x in enumerate(limited(dataset, _SAMPLES))]
+        samples = itertools.islice(iter(dataset), first, first + _SAMPLES)
+        self._feeds = [checked_feeds(session, x, i) for i, x in enumerate(samples, first)]
         self._wanted = [_floats(session.run(None, feeds)) for feeds in self._feeds]
         self._known: dict[frozenset[str], Noise] = {}
 

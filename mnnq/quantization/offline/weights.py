@@ -59,9 +59,16 @@ def quantize_weights(op: Op, method: WeightRange, limit: int, floor: _Floats | N
         scales = np.maximum(scales, floor).astype(np.float32)
     codes = weight_codes(weights, scales, limit)
     store(op, codes, scales)
+    return describe_error(weights, codes, scales, before)
+
+
+def describe_error(
+    weights: _Floats, codes: npt.NDArray[np.int8], scales: _Floats, bytes_before: int
+) -> WeightError:
+    """Compare codes ``[O, K]`` of scales ``[O]`` with the weights that they stand for."""
     wide = weights.astype(np.float64)
     error = float(np.square(wide - codes * scales[:, None].astype(np.float64)).sum())
-    return WeightError(before, codes.size + 4 * scales.size, error, float(np.square(wide).sum()))
+    return WeightError(bytes_before, codes.size + 4 * scales.size, error, float(np.square(wide).sum()))
 
 
 def store(op: Op, codes: npt.NDArray[np.int8], scales: _Floats) -> None:

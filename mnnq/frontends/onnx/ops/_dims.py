@@ -6,17 +6,19 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from mnnq.frontends.onnx.emit import Size as Size
+from mnnq.frontends.onnx.emit import broadcast_to as broadcast_to
 from mnnq.frontends.onnx.emit import concat as concat
+from mnnq.frontends.onnx.emit import gather as gather
+from mnnq.frontends.onnx.emit import int_list as int_list
 from mnnq.frontends.onnx.emit import shape_of as shape_of
+from mnnq.frontends.onnx.emit import shape_tensor as shape_tensor
 from mnnq.frontends.onnx.emit import squeeze as squeeze
 from mnnq.frontends.onnx.emit import unsqueeze as unsqueeze
 from mnnq.frontends.onnx.lowering import INT_LIMIT, Lowering, Unsupported
 from mnnq.ir.graph import Node, ValueInfo
 
 INT = np.dtype(np.int32)
-
-#: A size: known, or the name of an INT32 tensor of shape [1].
-Size = int | str
 
 
 def normal_axis(axis: int, rank: int) -> int:
@@ -36,11 +38,6 @@ def constant_ints(b: Lowering, name: str) -> list[int] | None:
     """Values of a constant integer tensor as ints, or None when it is computed at run time."""
     array = b.constant(name) if name else None
     return None if array is None else [int(v) for v in array.reshape(-1)]
-
-
-def vector(b: Lowering, values: Sequence[int], stem: str = "ints") -> str:
-    """An INT32 constant of shape [n]."""
-    return b.const(np.asarray(values, np.int64).clip(-INT_LIMIT, INT_LIMIT), stem, np.int32)
 
 
 def scalar(b: Lowering, value: int) -> str:
@@ -64,7 +61,7 @@ def sizes_of(b: Lowering, x: str) -> list[Size]:
 
 def as_vector(b: Lowering, size: Size) -> str:
     """A size as an INT32 tensor of shape [1]."""
-    return vector(b, [size]) if isinstance(size, int) else size
+    return int_list(b, [size]) if isinstance(size, int) else size
 
 
 def as_scalar(b: Lowering, size: Size) -> str:
@@ -98,27 +95,6 @@ def product(b: Lowering, sizes: Sequence[Size]) -> Size:
     return result
 
 
-def shape_tensor(b: Lowering, sizes: Sequence[Size]) -> str:
-    """The vector of `sizes`: a constant, or a ``Concat`` of known runs and run-time entries."""
-    parts: list[str] = []
-    run: list[int] = []
-    for size in sizes:
-        if isinstance(size, int):
-            run.append(size)
-            continue
-        if run:
-            parts.append(vector(b, run))
-            run = []
-        parts.append(size)
-    if run:
-        parts.append(vector(b, run))
-    if not parts:
-        return vector(b, [])
-    if len(parts) == 1:
-        return parts[0]
-    return concat(b, parts, 0, info=ValueInfo(INT, (len(sizes),)))
-
-
 def reshape_to(b: Lowering, x: str, sizes: Sequence[Size], out: str | None = None) -> str:
     """``Reshape`` to `sizes`; one of them may be -1, and a single unknown size becomes -1."""
     unknown = [i for i, size in enumerate(sizes) if not isinstance(size, int)]
@@ -146,12 +122,12 @@ def strided_slice(
     """``StridedSlice`` with ONNX's meaning of starts, ends and steps, of which none may be negative (`backward`)."""
     inputs = [
         x,
-        starts if isinstance(starts, str) else vector(b, starts),
-        ends if isinstance(ends, str) else vector(b, ends),
-        vector(b, axes),
+        starts if isinstance(starts, str) else int_list(b, starts),
+        ends if isinstance(ends, str) else int_list(b, ends),
+        int_list(b, axes),
     ]
     if steps is not None:
-        inputs.append(steps if isinstance(steps, str) else vector(b, steps))
+        inputs.append(steps if isinstance(steps, str) else int_list(b, steps))
     info = ValueInfo(b.info(x).dtype, _sliced(b, x, starts, ends, axes, steps))
     return b.emit("StridedSlice", inputs, out, param_type="StridedSliceParam", fromType=1, info=info)
 
@@ -163,7 +139,7 @@ def backward(b: Lowering, x: str, start: int, end: int, axis: int, step: int, ou
     """
     size = size_of(b, x, axis)
     if isinstance(size, int):
-        picked = vector(b, range(*slice(start, end, step).indices(size)), "reversed")
+        picked = int_list(b, range(*slice(start, end, step).indices(size)), "reversed")
         return gather(b, x, picked, axis, out)
     last = arithmetic(b, "SUB", size, 1)
     if start < 0:
@@ -199,20 +175,10 @@ def _sliced(
     return tuple(made)
 
 
-def gather(b: Lowering, x: str, indices: str, axis: int, out: str | None = None) -> str:
-    """``GatherV2`` along `axis`; indices must not be negative."""
-    shape, picked = b.shape(x), b.shape(indices)
-    made = None if shape is None or picked is None else (*shape[:axis], *picked, *shape[axis + 1 :])
-    return b.emit(
-        "GatherV2", [x, indices, scalar(b, axis)], out, param_type="GatherV2",
-        info=ValueInfo(b.info(x).dtype, made),
-    )  # fmt: skip
-
-
 def iota(b: Lowering, start: Size, limit: Size, step: int = 1) -> str:
     """The INT32 vector start, start + step, ... below `limit`."""
     if isinstance(start, int) and isinstance(limit, int):
-        return vector(b, range(start, limit, step), "range")
+        return int_list(b, range(start, limit, step), "range")
     return b.emit(
         "Range", [as_scalar(b, start), as_scalar(b, limit), scalar(b, step)],
         param_type="Range", Tidx="DT_INT32", info=ValueInfo(INT, (None,)),
@@ -223,12 +189,6 @@ def select(b: Lowering, condition: str, yes: str, no: str, out: str | None = Non
     """``Select``; `no` must be a scalar or have the shape of the result (the runtime broadcasts it wrongly else)."""
     info = b.info(yes) if b.shape(yes) else b.info(no) if b.shape(no) else ValueInfo(b.info(yes).dtype)
     return b.emit("Select", [condition, yes, no], out, info=info)
-
-
-def broadcast_to(b: Lowering, x: str, sizes: Sequence[Size], out: str | None = None) -> str:
-    """``BroadcastTo`` the given shape."""
-    info = ValueInfo(b.info(x).dtype, tuple(s if isinstance(s, int) else None for s in sizes))
-    return b.emit("BroadcastTo", [x, shape_tensor(b, sizes)], out, info=info)
 
 
 def zero_like(b: Lowering, x: str) -> str:

@@ -101,11 +101,11 @@ def slice_(b: Lowering, node: Node) -> None:
         if count is None:
             msg = "the number of sliced axes is unknown"
             raise Unsupported(msg)
-        inputs.append(dims.vector(b, range(count), "axes"))
+        inputs.append(dims.int_list(b, range(count), "axes"))
     if axes is not None and any(a < 0 for a in axes):
         rank = b.rank(x)
         axes = [dims.normal_axis(a, rank) for a in axes]
-        inputs[3] = dims.vector(b, axes, "axes")
+        inputs[3] = dims.int_list(b, axes, "axes")
     at = axes if axes is not None else dims.constant_ints(b, inputs[3])
     if at is not None:
         sizes = dims.shape_tensor(b, [dims.size_of(b, x, a) for a in at])
@@ -168,7 +168,7 @@ def _constant_slice(
     first: list[int] | str = begin
     if any(start < -1 for start in begin):
         sizes = dims.shape_tensor(b, [dims.size_of(b, x, at) for at in at_axes])
-        first = _not_before_start(b, dims.vector(b, begin), sizes)
+        first = _not_before_start(b, dims.int_list(b, begin), sizes)
     dims.strided_slice(b, x, first, stop, at_axes, by if any(s != 1 for s in by) else None, out)
 
 
@@ -338,7 +338,7 @@ def _dynamic_pad(b: Lowering, node: Node, mode: str, value: str) -> None:
 def _spread_pads(b: Lowering, amounts: str, axes: str, rank: int) -> str:
     """From amounts ``[2, n]`` of some axes to ``[2, rank]``, 0 for the others."""
     wrapped = b.reshape(dims.wrap_indices(b, axes, [rank]), [-1, 1])
-    chosen = b.binary("EQUAL", wrapped, dims.vector(b, [*range(rank)]))
+    chosen = b.binary("EQUAL", wrapped, dims.int_list(b, [*range(rank)]))
     spread = b.binary("MUL", b.reshape(amounts, [2, -1, 1]), chosen)
     return b.emit(
         "Reduction", [spread], param_type="ReductionParam", operation="SUM", dim=np.asarray([1], np.int32),
@@ -377,14 +377,14 @@ def _pad_indices(b: Lowering, x: str, axis: int, pair: tuple[int, int], mode: st
             padded = np.pad(places, pair, mode="edge")
         else:
             padded = np.pad(places, pair, mode="wrap")
-        return dims.vector(b, [int(v) for v in padded], "pad_index")
+        return dims.int_list(b, [int(v) for v in padded], "pad_index")
     positions = dims.iota(b, -pair[0], dims.arithmetic(b, "ADD", size, pair[1]))
     if mode == "wrap":
         return b.binary("MOD", positions, dims.as_vector(b, size))
     last = dims.arithmetic(b, "SUB", size, 1)
     if mode == "edge":
         return b.binary(
-            "MINIMUM", b.binary("MAXIMUM", positions, dims.vector(b, [0])), dims.as_vector(b, last)
+            "MINIMUM", b.binary("MAXIMUM", positions, dims.int_list(b, [0])), dims.as_vector(b, last)
         )
     # A triangle wave of period 2 * (size - 1).
     period = dims.as_vector(b, dims.arithmetic(b, "MAXIMUM", dims.arithmetic(b, "MUL", last, 2), 1))
@@ -474,7 +474,7 @@ def compress(b: Lowering, node: Node) -> None:
     axis = dims.normal_axis(int(axis), b.rank(x))
     condition = b.constant(node.inputs[1])
     if condition is not None:
-        index = dims.vector(b, [int(i) for i in np.flatnonzero(condition)], "selected")
+        index = dims.int_list(b, [int(i) for i in np.flatnonzero(condition)], "selected")
     else:
         index = b.reshape(where(b, node.inputs[1]), [-1])
     dims.gather(b, x, index, axis, node.outputs[0])
@@ -546,7 +546,7 @@ def reverse_sequence(b: Lowering, node: Node) -> None:
     if fixed is None:
         lengths = b.binary("MAXIMUM", node.inputs[1], dims.scalar(b, 1))
     else:
-        lengths = dims.vector(b, [max(int(n), 1) for n in fixed], "lengths")
+        lengths = dims.int_list(b, [max(int(n), 1) for n in fixed], "lengths")
     if (time, batch) == (0, 1):
         _reverse(b, x, lengths, out)
         return

@@ -169,7 +169,7 @@ def top_k(b: Lowering, node: Node) -> None:
     x, rank = node.inputs[0], b.rank(node.inputs[0])
     axis = dims.normal_axis(dims.int_attr(node, "axis", -1), rank)
     k = dims.constant_ints(b, node.inputs[1])
-    count = node.inputs[1] if k is None else dims.vector(b, k, "k")
+    count = node.inputs[1] if k is None else dims.int_list(b, k, "k")
     exact = node.has_output(1) and _search_is_worthwhile(b, x, axis, k)
     order = [*(i for i in range(rank) if i != axis), axis]
     moved = exact and axis != rank - 1
@@ -339,7 +339,7 @@ def non_max_suppression(b: Lowering, node: Node) -> None:
             column = dims.unsqueeze(b, kept, [1])
             pads: list[tuple[Size, Size]] = [(0, 0), (2, 0)]
             tagged = pad_with(b, column, pads, None)
-            found.append(b.binary("ADD", tagged, dims.vector(b, [n, c, 0])))
+            found.append(b.binary("ADD", tagged, dims.int_list(b, [n, c, 0])))
     if len(found) == 1:
         b.identity(found[0], node.outputs[0])
     else:

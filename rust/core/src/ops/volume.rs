@@ -157,9 +157,9 @@ impl Kernel for PoolKernel {
                 // The part of the window that lies in the tensor.
                 let [depth, height, width] = std::array::from_fn(|axis| {
                     let (window, _) = &self.windows[axis];
-                    let end = place[axis] * window.stride + window.kernel;
-                    let start = (place[axis] * window.stride).saturating_sub(window.pad_begin);
-                    start..end.saturating_sub(window.pad_begin).min(self.size[axis])
+                    let first = place[axis] * window.stride;
+                    let inside = |at: usize| at.saturating_sub(window.pad_begin).min(self.size[axis]);
+                    inside(first)..inside(first + window.kernel)
                 });
                 let (mut sum, mut most, mut count) = (0.0_f32, f32::NEG_INFINITY, 0_usize);
                 for d in depth {

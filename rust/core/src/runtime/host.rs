@@ -9,7 +9,10 @@ use crate::tensor::{Tensor, TensorDesc, TensorView, TensorViewMut};
 /// Values above this size are not computed while planning, but by every run.
 pub(crate) const PLAN_LIMIT: usize = 1 << 16;
 
-/// Computes an operator whose inputs are all known, if its outputs have at most `limit` bytes.
+/// Loops that take more iterations are not computed while planning, but by every run.
+const PLAN_ITERATIONS: u64 = 1 << 10;
+
+/// Computes an operator whose inputs are all known, if its outputs have at most `limit` bytes and no loop takes too long.
 ///
 /// # Errors
 /// [`InferError`] of the operator.
@@ -25,9 +28,10 @@ pub(crate) fn evaluate(
         .collect();
     let facts = Facts::new(&facts);
     let views: Vec<Option<TensorView<'_>>> = inputs.iter().map(|i| i.as_ref().map(Tensor::view)).collect();
+    let parallel = Parallel::single().for_run(options.max_loop_iterations.min(PLAN_ITERATIONS));
     let mut outputs = match operator.infer(&facts) {
         Ok(outputs) => outputs,
-        Err(InferError::Dynamic) => return Ok(Some(operator.evaluate(&views, &single(options))?)),
+        Err(InferError::Dynamic) => return unless_exhausted(&parallel, operator.evaluate(&views, &parallel)),
         Err(other) => return Err(other),
     };
     outputs.iter_mut().for_each(|desc| *desc = TensorDesc::new(desc.dtype, desc.shape));
@@ -45,12 +49,15 @@ pub(crate) fn evaluate(
         });
         return Ok(Some(tensors.collect()));
     }
-    Ok(Some(run_kernel(operator, &facts, &views, &outputs, options)?))
+    unless_exhausted(&parallel, run_kernel(operator, &facts, &views, &outputs, options, &parallel))
 }
 
-/// The caller's thread, and the iterations of a run.
-fn single(options: &SessionOptions) -> Parallel {
-    Parallel::single().for_run(options.max_loop_iterations)
+/// Nothing if loops want more iterations than planning allows, whatever the error says.
+fn unless_exhausted(
+    parallel: &Parallel,
+    result: Result<Vec<Tensor>, OpError>,
+) -> Result<Option<Vec<Tensor>>, InferError> {
+    if parallel.is_exhausted() { Ok(None) } else { Ok(Some(result?)) }
 }
 
 fn run_kernel(
@@ -59,6 +66,7 @@ fn run_kernel(
     views: &[Option<TensorView<'_>>],
     outputs: &[TensorDesc],
     options: &SessionOptions,
+    parallel: &Parallel,
 ) -> Result<Vec<Tensor>, OpError> {
     let epilogue = Epilogue::default();
     let context = PrepareContext {
@@ -85,7 +93,7 @@ fn run_kernel(
         outputs: &mut targets,
         in_place: None,
         scratch: &mut bytemuck::cast_slice_mut(&mut scratch)[..kernel.scratch()],
-        parallel: &single(options),
+        parallel,
     };
     kernel.run(&mut io)?;
     Ok(targets.iter().map(|target| Tensor::from_view(target.view())).collect())

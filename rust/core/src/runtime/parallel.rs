@@ -54,6 +54,12 @@ impl Parallel {
         Self { pool: self.pool.clone(), threads: self.threads, limit, taken: AtomicU64::new(0) }
     }
 
+    /// Whether loops wanted more iterations than there are.
+    #[must_use]
+    pub fn is_exhausted(&self) -> bool {
+        self.taken.load(Ordering::Relaxed) > self.limit
+    }
+
     /// Takes `count` iterations from the budget that the loops of a run share.
     ///
     /// # Errors

@@ -367,22 +367,33 @@ struct CodeTile {
 /// As [`SharedOutput::finish`].
 unsafe fn finish_codes(isa: VectorIsa, how: &Requantize<'_>, small: bool, tile: Tile, at: CodeTile) {
     let CodeTile { acc, pitch, to, stride } = at;
+    // Columns that are done, and whether the table was applied to them.
     #[cfg(target_arch = "x86_64")]
-    let (done, looked_up) = if small && matches!(isa, VectorIsa::Avx512(_)) {
-        let table = how.table.is_some() && crate::elementwise_i8::has_vbmi();
-        // SAFETY: the token proves AVX-512, VBMI was asked for; the rest is the caller's promise.
-        unsafe { super::x86_finish::finish_rows(how, table, tile, acc, pitch, to, stride) };
-        (true, table)
-    } else {
-        (false, false)
+    let (done, looked_up) = match isa {
+        _ if !small => (0, false),
+        VectorIsa::Avx512(_) => {
+            let table = how.table.is_some() && crate::elementwise_i8::has_vbmi();
+            // SAFETY: the token proves AVX-512, VBMI was asked for; the rest is the caller's promise.
+            unsafe { super::x86_finish::finish_rows(how, table, tile, acc, pitch, to, stride) };
+            (tile.columns, table)
+        }
+        _ => {
+            let lines = super::x86_finish_narrow::Lines { tile, acc, pitch, to, stride };
+            let avx2 = matches!(isa, VectorIsa::Avx2(_));
+            // SAFETY: the token proves AVX2; the rest is the caller's promise.
+            (unsafe { super::x86_finish_narrow::finish_columns(how, avx2, lines) }, false)
+        }
     };
     #[cfg(not(target_arch = "x86_64"))]
     let (done, looked_up) = {
         let _ = small;
-        (false, false)
+        (0, false)
     };
-    if !done {
-        isa.run(FinishI8 { how, tile, acc, pitch, to, stride });
+    if done < tile.columns {
+        let rest = Tile { column: tile.column + done, columns: tile.columns - done, ..tile };
+        // SAFETY: inside the tile, as the caller promises.
+        let (acc, to) = unsafe { (acc.add(done), to.add(done)) };
+        isa.run(FinishI8 { how, tile: rest, acc, pitch, to, stride });
     }
     if let Some(table) = how.table.filter(|_| !looked_up) {
         for i in 0..tile.rows {

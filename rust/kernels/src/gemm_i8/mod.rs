@@ -36,6 +36,8 @@ mod tests;
 #[cfg(target_arch = "x86_64")]
 mod x86_finish;
 #[cfg(target_arch = "x86_64")]
+mod x86_finish_narrow;
+#[cfg(target_arch = "x86_64")]
 mod x86_vnni;
 #[cfg(target_arch = "x86_64")]
 mod x86_wide;

@@ -11,6 +11,9 @@
 //! neighbouring values, and their range is that of their pixels. A layer runs in integers if that is estimated to take
 //! at most [`WORTH`] of the time: what is gained by less is lost in the step that quantizes, which touches memory again.
 //!
+//! Offline-quantized layers need not quantize: `k n / int_products + n / int_stores`. They run in integers in any case, for
+//! floats would not give the codes of the formula; the profile shows the estimate.
+//!
 //! The number of pixels cancels out but for a single one, where both are bound by reading the weights; integers then
 //! read a quarter or less. Only ratios matter, so that clock rates do not.
 
@@ -23,8 +26,11 @@ use crate::ops::support::kernels;
 /// Largest ratio of integers to floats at which integers are chosen.
 pub(crate) const WORTH: f64 = 0.85;
 
-/// Times that Winograd's algorithm is faster.
+/// Times that Winograd's algorithm is faster, rounded down so that layers that gain little stay in integers.
 const WINOGRAD: f64 = 1.8;
+
+/// Times that Winograd's algorithm is faster as measured, for up to 128 x 128 channels and for more.
+const WINOGRAD_MEASURED: [f64; 2] = [2.9, 2.1];
 
 /// Cycles per row for its range, scale and offset.
 const ROW: f64 = 60.0;
@@ -68,7 +74,9 @@ fn rates(level: IsaLevel) -> Rates {
         IsaLevel::I8mm => rates(7.0, 56.0, 26.0, 0.5, 2.0, 1.3, 1.5),
         IsaLevel::Dotprod => rates(7.0, 29.0, 26.0, 0.5, 2.0, 1.3, 1.5),
         IsaLevel::Neon | IsaLevel::Fp16 => rates(7.0, 9.0, 5.0, 0.5, 2.0, 1.3, 1.5),
-        // Plain code gains little from small integers; the compiler vectorizes both for the lowest CPU.
+        // SSE2; floats are vectorized by the compiler.
+        IsaLevel::Baseline if cfg!(target_arch = "x86_64") => rates(2.0, 4.0, 1.0, 0.3, 1.0, 0.6, 0.5),
+        // Plain code gains little from small integers.
         _ => rates(2.0, 2.0, 1.0, 0.3, 1.0, 0.6, 0.5),
     }
 }
@@ -92,18 +100,43 @@ pub(crate) struct Layer {
 
 impl Layer {
     pub(in crate::ops) fn of(weights: &QuantizedWeights, common: &ConvCommon) -> Self {
-        let (channels, groups) = (common.out_channels.max(1), common.group);
+        let channels = common.out_channels.max(1);
+        Self {
+            k: weights.codes().len() / channels,
+            blocks: (weights.rows() / channels).max(1),
+            bits: weights.bits(),
+            ..Self::dense(common)
+        }
+    }
+
+    /// A convolution with a scale per output channel and 8 bits.
+    pub(in crate::ops) fn dense(common: &ConvCommon) -> Self {
+        let (channels, groups) = (common.out_channels.max(1), common.group.max(1));
         let plain =
             [common.kernel, common.stride, common.dilation] == [[3, 3], [1, 1], [1, 1]] && groups == 1;
         let matrix = common.in_channels * common.out_channels;
         Self {
-            k: weights.codes().len() / channels,
-            n: channels / groups.max(1),
-            blocks: (weights.rows() / channels).max(1),
-            bits: weights.bits(),
+            k: common.in_channels / groups * common.taps(),
+            n: channels / groups,
+            blocks: 1,
+            bits: 8,
             taps: common.kernel,
             winograd: plain && common.in_channels.min(channels) >= 16 && matrix <= 1 << 19,
         }
+    }
+
+    /// Estimated time on codes that exist already over that in floats.
+    pub(crate) fn ratio_of_codes(&self) -> f64 {
+        let kernel = &kernels().gemm_i8;
+        let r = rates(kernel.level());
+        let lanes = (kernel.nr() / 2).max(1);
+        let n = self.n as f64;
+        let columns = self.n.next_multiple_of(lanes) as f64;
+        let small = self.k * self.n <= 9 << 14;
+        let fewer = if self.winograd { WINOGRAD_MEASURED[usize::from(!small)] } else { 1.0 };
+        let float = self.k as f64 * columns / (r.float_products * fewer) + n / r.float_stores;
+        let units = self.k.next_multiple_of(8) as f64;
+        (units * columns / r.int_products + n / r.int_stores) / float
     }
 
     /// Estimated time in integers over that in floats.
@@ -155,6 +188,9 @@ mod tests {
         assert!(stem.ratio() > 1.0);
         let narrow = Layer { taps: [3, 3], ..layer(576, 64) };
         assert!(narrow.ratio() < WORTH && Layer { winograd: true, ..narrow }.ratio() > narrow.ratio());
+        for (k, n) in [(64, 256), (768, 768), (27, 32)] {
+            assert!(layer(k, n).ratio_of_codes() < layer(k, n).ratio());
+        }
         let fine = Layer { blocks: 64, bits: 4, ..layer(2048, 2048) };
         let coarse = Layer { blocks: 16, ..fine };
         assert!(coarse.ratio() < fine.ratio() && fine.ratio() < WORTH);

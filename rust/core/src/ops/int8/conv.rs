@@ -22,6 +22,7 @@ use mnnq_kernels::geometry::Sliding;
 
 use super::super::conv::infer;
 use super::super::conv_weights::ConvCommon;
+use super::super::dynamic::cost::Layer;
 use super::super::epilogue::{CodeStep, QuantInfo};
 use super::super::error::{OpError, OpResult};
 use super::super::operator::{Facts, InferResult, Kernel, Layouts, Operator, PrepareContext, StepIo};
@@ -196,6 +197,14 @@ impl IntConv {
         group > 1 && group == self.common.out_channels && group == self.common.in_channels
     }
 
+    /// What a layer gains on this CPU, for the profile. Floats could not give the same codes, so that nothing depends on it.
+    fn estimate(&self) -> String {
+        if self.depthwise() {
+            return String::new();
+        }
+        format!(", estimated at {:.2} of float", Layer::dense(&self.common).ratio_of_codes())
+    }
+
     /// The weights in the order of the kernel; made at the first use, then shared by all plans.
     fn packed(&self) -> OpResult<Arc<Packed>> {
         let mut codes = self.codes.lock().unwrap_or_else(PoisonError::into_inner);
@@ -272,7 +281,7 @@ impl Operator for IntConv {
             residual,
             table,
             scratch: scratch * context.options.threads,
-            words: context.epilogue.describe(),
+            words: format!("{}{}", context.epilogue.describe(), self.estimate()),
         }))
     }
 }

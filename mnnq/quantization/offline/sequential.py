@@ -1,0 +1,93 @@
+"""Weights and biases chosen layer by layer for the inputs that the int8 model really has."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+import numpy as np
+
+from mnnq import _native
+from mnnq.ir.model import Model
+from mnnq.quantization.bias_correction import output_means, shift_bias
+from mnnq.quantization.calibrated import Compensation, collect
+from mnnq.quantization.offline.config import OfflineConfig
+from mnnq.quantization.offline.dataset import Feeds
+from mnnq.quantization.offline.layout import CONVOLUTIONS, Layout
+from mnnq.quantization.offline.weights import WeightError, describe_error, store
+from mnnq.quantization.stepwise import Stepper
+from mnnq.quantization.stored import float_weights
+
+#: Samples at most: the activations of all are kept at once.
+_SAMPLES = 64
+
+#: Samples from which some are kept to judge the result.
+MIN_SAMPLES = 24
+
+#: Settings of the error compensation; strongly damped, as noise of the codes is part of the inputs.
+_SETTINGS = Compensation(damping=1.0)
+
+
+def fitted(samples: int) -> int:
+    """How many of so many samples the stage uses: three quarters, up to a limit; all where there are few."""
+    return min(_SAMPLES, samples if samples < MIN_SAMPLES else samples * 3 // 4)
+
+
+def compensate(
+    reference: Model,
+    model: Model,
+    layout: Layout,
+    samples: Iterable[Feeds],
+    config: OfflineConfig,
+    errors: dict[int, WeightError],
+) -> dict[str, float]:
+    """Choose weights and biases of the layers on codes in the order of the graph, in place.
+
+    Rounding errors of a row are moved into weights that are still to be rounded, for the inputs as they are in the int8 model, whose
+    earlier layers are final; then the mean error of each output channel is taken off its bias.
+
+    Parameters
+    ----------
+    errors
+        What became of weights; updated.
+
+    Returns
+    -------
+    The mean error of each layer's output before its bias was corrected, relative to its mean outputs, by name.
+    """
+    shifts: dict[str, float] = {}
+    with Stepper(reference, model, samples, threads=config.threads) as stepper:
+        for step in stepper:
+            for layer in step.layers:
+                exact_op, op = stepper.layer(layer)
+                if id(op) not in layout.integer or op.type not in CONVOLUTIONS:
+                    continue
+                if op.type == "Convolution":
+                    inputs = collect(
+                        op, step.inputs(layer), stepper.samples, hold_out=False, threads=config.threads
+                    )
+                    weights = np.require(float_weights(exact_op), np.float32, ["C", "A"])
+                    found = _native.compensate_weights(
+                        weights,
+                        inputs.fitted,
+                        bits=config.bits,
+                        symmetric=True,
+                        damping=_SETTINGS.damping,
+                        by_variance=_SETTINGS.by_variance,
+                        follow_float=_SETTINGS.follow_float,
+                        sweeps=_SETTINGS.sweeps,
+                        threads=config.threads,
+                    )
+                    annotation = {
+                        key: op.params["quanParameter"][key]
+                        for key in ("scaleIn", "scaleOut")
+                        if key in op.params["quanParameter"]
+                    }
+                    limit = config.weight_limit
+                    codes = np.clip(found["codes"], -limit, limit).reshape(weights.shape)
+                    scales = found["scale"].reshape(-1)
+                    store(op, codes, scales)
+                    op.params["quanParameter"].update(annotation)
+                    errors[id(op)] = describe_error(weights, codes, scales, errors[id(op)].bytes_before)
+                exact, actual = output_means(stepper, step, layer)
+                shifts[op.name] = shift_bias(op, exact_op, exact, actual).before
+    return shifts
