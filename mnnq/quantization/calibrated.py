@@ -194,6 +194,8 @@ def choose(
     block
         Weights per block; None for whole rows.
     """
+    # What comes from another process may lie at any address.
+    weight = np.require(weight, np.float32, ["C", "A"])
     return _Chooser(weight, config, block, inputs, threads).choose(candidates)
 
 

@@ -19,7 +19,7 @@ from mnnq.quantization.config import BLOCK_UNIT, CODE_FIELDS, LayerConfig, Weigh
 from mnnq.quantization.input_power import input_powers
 from mnnq.quantization.int8 import Int8Layer, apply_int8
 from mnnq.quantization.params_file import ParamsFile
-from mnnq.quantization.stored import Storage, StoredWeights, describe, float_weights, quant_size
+from mnnq.quantization.stored import Storage, StoredWeights, aligned, describe, float_weights, quant_size
 from mnnq.report.quantization import LayerReport, QuantizationReport
 
 _log = logging.getLogger(__name__)
@@ -569,7 +569,7 @@ def _quantize(
 ) -> tuple[dict[str, Any], _native.WeightStats]:
     """Quantize one matrix; a function of a module, so that it can run in another process."""
     if power is None:
-        return _native.quantize_weights(matrix, **options)
+        return _native.quantize_weights(aligned(matrix), **options)
     common = {key: options[key] for key in ("bits", "symmetric", "block", "fp16_scales", "threads")}
     weight = np.require(matrix, np.float32, ["C", "A"])
     found = _native.quantize_weighted(weight, np.ascontiguousarray(power), **common)

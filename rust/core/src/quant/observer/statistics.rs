@@ -246,7 +246,7 @@ mod tests {
             Method::Moving,
         ] {
             let (low, high) = statistics.range(method, GRID, 0.99);
-            assert!(low >= -0.2 && low <= 0.0 && high > 1.0 && high < 8.2, "{method:?} {low} {high}");
+            assert!((-0.2..=0.0).contains(&low) && high > 1.0 && high < 8.2, "{method:?} {low} {high}");
         }
     }
 
