@@ -260,7 +260,7 @@ def _print_summary(
         f"\n{len(report.integer)} of {len(report.layers)} layers compute in int8; data: {dataset.description}"
     )
     if report.fixed:
-        click.echo(f"left float so that the check passes: {', '.join(report.fixed)}")
+        click.echo(f"left float for accuracy: {', '.join(report.fixed)}")
     for out in report.outputs:
         click.echo(f"output {out.name!r}: cosine {out.cosine:.6f}, SQNR {decibel(out.sqnr_db)} dB")
     before = size(source.stat().st_size)

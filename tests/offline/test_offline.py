@@ -442,6 +442,7 @@ def test_the_sequential_stage_takes_noise_away_on_other_samples() -> None:
     for sequential in (False, True):
         options: dict[str, Any] = {"weight_method": "search", "float_share": 0.0, "force": True}
         result = mnnq.quantize(model, calib, sequential=sequential, **options)
+        assert result.report.sequential is sequential
         found[sequential] = mnnq.compare(model, result.model, unseen).outputs[0].sqnr_db
     assert found[True] > found[False]
 

@@ -106,7 +106,7 @@ def quantize_calibrated(
         skip |= more
         fixed.extend(sorted(more))
         attempt = job.attempt(skip)
-    report = replace(_report(attempt, calibration), fixed=tuple(fixed))
+    report = replace(_report(attempt, calibration), fixed=tuple(fixed), sequential=job.sequential)
     if attempt.failed and not config.force:
         raise QuantizationError(_refusal(report, config, more))
     return OfflineResult(attempt.built.model, report)
@@ -269,7 +269,6 @@ def _report(attempt: _Attempt, calibration: Calibration) -> OfflineReport:
         check.samples if check is not None else 0,
         sum(error.bytes_before for error in errors.values()),
         sum(error.bytes_after for error in errors.values()),
-        (),
-        calibration.notes,
-        attempt.seconds,
+        notes=calibration.notes,
+        seconds=attempt.seconds,
     )

@@ -93,7 +93,9 @@ class OfflineReport:
     bytes_before, bytes_after
         Size of the weights.
     fixed
-        Operators left float because the check failed before.
+        Operators left float because they cause most of the noise, or because the check failed before.
+    sequential
+        Whether weights and biases were chosen layer by layer for the inputs of the int8 model.
     notes
         What else the user should know, one line each.
     seconds
@@ -108,6 +110,7 @@ class OfflineReport:
     bytes_before: int = 0
     bytes_after: int = 0
     fixed: tuple[str, ...] = ()
+    sequential: bool = False
     notes: tuple[str, ...] = ()
     seconds: dict[str, float] = field(default_factory=dict)
 
