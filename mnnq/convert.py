@@ -18,7 +18,6 @@ from mnnq.ir.signature import Signature
 from mnnq.passes.pipeline import optimize_graph, optimize_model
 from mnnq.quantization.imported import quantize_layers
 
-
 #: What to do with quantization that a source carries.
 QDQ_MODES = ("native", "float")
 

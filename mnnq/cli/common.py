@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import click
 
 if TYPE_CHECKING:
+    from mnnq.ir.model import Model
     from mnnq.quantization.offline.report import OfflineReport
     from mnnq.report.quantization import QuantizationReport
     from mnnq.report.tables import Table

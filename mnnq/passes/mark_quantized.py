@@ -409,4 +409,5 @@ def _codes(graph: Graph, producers: dict[str, Node], name: str) -> _Array | None
     codes = np.rint(values / _spread(scale, values.ndim, axis)) + _spread(
         zero.astype(np.float32), values.ndim, axis
     )
-    return np.clip(codes, max(low, kind.min), min(high, kind.max)).astype(zero.dtype)
+    clipped: np.ndarray = np.clip(codes, max(low, kind.min), min(high, kind.max)).astype(zero.dtype)
+    return clipped
