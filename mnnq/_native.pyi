@@ -25,6 +25,7 @@ __all__ = [
     "model_to_bytes",
     "pack_half",
     "quantize_codes",
+    "quantize_weighted",
     "quantize_weights",
     "read_model",
     "schema",
@@ -399,9 +400,9 @@ class InputMoments:
         channels: int,
         groups: int,
         *,
-        kernel: tuple[int, int] = (1, 1),
-        stride: tuple[int, int] = (1, 1),
-        dilation: tuple[int, int] = (1, 1),
+        kernel: tuple[int, int] = ...,
+        stride: tuple[int, int] = ...,
+        dilation: tuple[int, int] = ...,
         cross: bool = False,
         threads: int | None = None,
     ) -> InputMoments: ...
@@ -411,7 +412,7 @@ class InputMoments:
         exact: npt.NDArray[np.float32] | None,
         pad: tuple[int, int],
         outputs: tuple[int, int],
-        rows: tuple[int, int] = (1, 0),
+        rows: tuple[int, int] = ...,
     ) -> None:
         """Add the inputs of a sample: in the quantized model and, with `cross`, in the float model.
 
