@@ -127,24 +127,14 @@ class _Marks:
         return conv
 
     def _round(self, mark: Op) -> None:
-        """``(Round(Clip(x / s, low - zero, high - zero))) * s`` in place of a placeholder."""
+        """Float operators in place of a placeholder."""
         info, out = mark.params["quantInfo"], mark.outputs[0]
-        step = np.float32(info["scale"])
-        low, high = info["min"] - info["zero"], info["max"] - info["zero"]
-        names = [f"{out}__{part}" for part in ("ratio", "clipped", "raised", "rounded")]
-        ops = [
-            _constant(f"{out}__scale", step),
-            _constant(f"{out}__magic", _MAGIC),
-            _binary("REALDIV", mark.inputs[0], f"{out}__scale", names[0]),
-            Op("ReLU6", names[1], [names[0]], [names[1]], "Relu6", {"minValue": low, "maxValue": high}),
-            _binary("ADD", names[1], f"{out}__magic", names[2]),
-            _binary("SUB", names[2], f"{out}__magic", names[3]),
-            _binary("MUL", names[3], f"{out}__scale", out),
-        ]
+        ops = rounding(mark.inputs[0], out, info)
         place = next(i for i, op in enumerate(self.model.ops) if op is mark)
         self.model.ops[place : place + 1] = ops
         x = mark.inputs[0]
-        self.readers[x] = [ops[2] if op is mark else op for op in self.readers[x]]
+        first = next(op for op in ops if x in op.inputs)
+        self.readers[x] = [first if op is mark else op for op in self.readers[x]]
         self.producers[out] = ops[-1]
         self.dead.add(id(mark))
         if out not in self.outputs and not self._misread(out):
@@ -154,6 +144,22 @@ class _Marks:
         return any(
             op.type == "UnaryOp" and op.params.get("opType") in _WRONG for op in self.readers.get(name, [])
         )
+
+
+def rounding(x: str, out: str, info: TensorQuant) -> list[Op]:
+    """``Round(Clip(x / s, low - zero, high - zero)) * s`` in float operators."""
+    low, high = info["min"] - info["zero"], info["max"] - info["zero"]
+    ratio, clipped, raised, rounded = (f"{out}__{part}" for part in ("ratio", "clipped", "raised", "rounded"))
+    scale, magic = f"{out}__scale", f"{out}__magic"
+    return [
+        _constant(scale, np.float32(info["scale"])),
+        _constant(magic, _MAGIC),
+        _binary("REALDIV", x, scale, ratio),
+        Op("ReLU6", clipped, [ratio], [clipped], "Relu6", {"minValue": low, "maxValue": high}),
+        _binary("ADD", clipped, magic, raised),
+        _binary("SUB", raised, magic, rounded),
+        _binary("MUL", rounded, scale, out),
+    ]
 
 
 def _clamp(info: TensorQuant, low: float, high: float) -> None:

@@ -9,6 +9,7 @@ import numpy as np
 from mnnq import _native
 from mnnq.ir.imported import ImportedLayer, ImportReport
 from mnnq.ir.model import Model, Op
+from mnnq.passes.describe_quantized import rounding
 from mnnq.passes.mark_quantized import WeightGrids
 from mnnq.quantization.stored import float_weights
 
@@ -70,15 +71,15 @@ def quantize_layers(model: Model, grids: WeightGrids, rounded: list[tuple[str, s
     rounded
         What was written in float operators, for the report.
     """
-    spread = _Spread(model)
-    spread.run()
+    _Spread(model).run()
     layers = []
     for op in model.ops:
         if op.type in _CONVOLUTIONS and len(op.inputs) == 1:
             layers.append(ImportedLayer(op.name, op.type, _make_int8(model, op, grids)))
         elif op.type in _FLOAT_LAYERS:
             layers.append(ImportedLayer(op.name, op.type, _FLOAT_LAYERS[op.type]))
-    model.tensor_quant.update({name: dict(_FLOAT) for name in spread.pinned()})
+    rounded = rounded + _Unapplied(model).run()
+    model.tensor_quant.update({name: dict(_FLOAT) for name in _Spread(model).pinned()})
     described = sum(info["type"] == "DT_INT8" for info in model.tensor_quant.values())
     return ImportReport(tuple(layers), described, tuple(rounded))
 
@@ -196,3 +197,89 @@ def _keeps_relu(op: Op, info: _Info) -> bool:
     """Whether MNN's ReLU of a sum, which cuts at the code 0, is right for these codes."""
     fused = op.type == "BinaryOp" and op.params.get("activationType")
     return not fused or info["zero"] == 0
+
+
+#: Operators that round their results to the codes described, if all their tensors are described, whatever they compute with.
+_ROUNDING = frozenset({"BinaryOp", "Interp", "LayerNorm", "PReLU", "Scale", "Softmax"})
+
+
+class _Unapplied:
+    """Descriptions that no runtime applies, since neither what makes the tensor nor what reads it computes on codes.
+
+    The source rounds and clips there, perhaps in place of an activation: rounding is written in float operators.
+    """
+
+    def __init__(self, model: Model) -> None:
+        self.model = model
+        self.quant = model.tensor_quant
+        self.producers = {name: op for op in model.ops for name in op.outputs}
+        self.readers: dict[str, list[Op]] = {}
+        for op in model.ops:
+            for name in op.inputs:
+                self.readers.setdefault(name, []).append(op)
+
+    def run(self) -> list[tuple[str, str]]:
+        """Rewrite in place; return the tensors."""
+        found = []
+        for name in [name for op in self.model.ops for name in op.outputs if name in self.quant]:
+            floats = [
+                op for op in self.readers.get(name, []) if not self._on_codes(op) and not self._passes(op)
+            ]
+            if self._applied(name) or not (floats or name in self.model.outputs):
+                continue
+            self._round(name, floats)
+            found.append((name, "neither what makes nor what reads the tensor computes on codes"))
+        return found
+
+    def _data(self, op: Op) -> list[str]:
+        constants = (
+            [name for name in op.inputs if self.producers[name].type == "Const"] if op.type in _COPIES else []
+        )
+        return op.inputs[:1] if op.type in _COPIES | _POOLS else [n for n in op.inputs if n not in constants]
+
+    def _same(self, op: Op) -> bool:
+        grids = [self.quant.get(name) for name in (*self._data(op), *op.outputs)]
+        return len({(g["scale"], g["zero"]) if g else None for g in grids}) == 1 and grids[0] is not None
+
+    def _on_codes(self, op: Op) -> bool:
+        """Whether an operator reads codes, or floats rounded to them, and gives such."""
+        if not op.inputs or any(name not in self.quant for name in (*self._data(op), *op.outputs)):
+            return False
+        if op.type in _CONVOLUTIONS:
+            return "symmetricQuan" in op.params
+        return op.type in _ROUNDING or (op.type in _POOLS and self._same(op))
+
+    def _passes(self, op: Op) -> bool:
+        """Whether an operator only moves or chooses values, described alike: what it gives is looked at by itself."""
+        if op.type in _COPIES | _JOINS:
+            return self._same(op)
+        maximum = op.type in _POOLS and op.params.get("type", "MAXPOOL") == "MAXPOOL"
+        return maximum and all(name in self.quant for name in (*self._data(op), *op.outputs))
+
+    def _applied(self, name: str) -> bool:
+        """Whether a tensor's values lie on its codes."""
+        op = self.producers[name]
+        if op.type in _COPIES | _JOINS or (op.type in _POOLS and self._passes(op)):
+            return self._passes(op) and all(self._applied(data) for data in self._data(op))
+        return self._on_codes(op)
+
+    def _round(self, name: str, floats: list[Op]) -> None:
+        """Let float readers, and the outputs of the model, have rounded values."""
+        info, op = self.quant[name], self.producers[name]
+        source, out = name, f"{name}__on_grid"
+        if name in self.model.outputs:
+            source, out = f"{name}__off_grid", name
+            op.outputs = [source if made == name else made for made in op.outputs]
+            for reader in self.readers.get(name, []):
+                if all(reader is not other for other in floats):
+                    reader.inputs = [source if read == name else read for read in reader.inputs]
+            self.quant[source] = self.quant.pop(name)
+        for reader in floats:
+            reader.inputs = [out if read == name else read for read in reader.inputs]
+        if not any(source in other.inputs for other in self.readers.get(name, [])):
+            self.quant.pop(source, None)
+        place = next(i for i, other in enumerate(self.model.ops) if other is op) + 1
+        ops = rounding(source, out, info)
+        self.model.ops[place:place] = ops
+        self.producers.update({made: other for other in ops for made in other.outputs})
+        self.producers[source] = op
