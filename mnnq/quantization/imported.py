@@ -232,10 +232,7 @@ class _Unapplied:
         return found
 
     def _data(self, op: Op) -> list[str]:
-        constants = (
-            [name for name in op.inputs if self.producers[name].type == "Const"] if op.type in _COPIES else []
-        )
-        return op.inputs[:1] if op.type in _COPIES | _POOLS else [n for n in op.inputs if n not in constants]
+        return op.inputs[:1] if op.type in _COPIES | _POOLS else list(op.inputs)
 
     def _same(self, op: Op) -> bool:
         grids = [self.quant.get(name) for name in (*self._data(op), *op.outputs)]
@@ -251,7 +248,8 @@ class _Unapplied:
 
     def _passes(self, op: Op) -> bool:
         """Whether an operator only moves or chooses values, described alike: what it gives is looked at by itself."""
-        if op.type in _COPIES | _JOINS:
+        relu = op.type == "ReLU" and not op.params.get("slope")
+        if relu or op.type in _COPIES | _JOINS:
             return self._same(op)
         maximum = op.type in _POOLS and op.params.get("type", "MAXPOOL") == "MAXPOOL"
         return maximum and all(name in self.quant for name in (*self._data(op), *op.outputs))
@@ -259,8 +257,8 @@ class _Unapplied:
     def _applied(self, name: str) -> bool:
         """Whether a tensor's values lie on its codes."""
         op = self.producers[name]
-        if op.type in _COPIES | _JOINS or (op.type in _POOLS and self._passes(op)):
-            return self._passes(op) and all(self._applied(data) for data in self._data(op))
+        if self._passes(op):
+            return all(self._applied(data) for data in self._data(op))
         return self._on_codes(op)
 
     def _round(self, name: str, floats: list[Op]) -> None:

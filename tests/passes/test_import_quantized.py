@@ -304,6 +304,15 @@ def chain_functions(net: Net) -> None:
     net.fake(net.conv(leaky), 0.05, out="y")
 
 
+def chain_relu_between_equal_codes(net: Net) -> None:
+    """What onnxruntime's tool writes with symmetric codes."""
+    zero = 128 if net.kind == "uint8" else 0
+    a = net.fake(net.conv(net.fake("x")), 0.03, zero)
+    p = net.add("MaxPool", net.fake(net.add("Relu", a), 0.03, zero), kernel_shape=[2, 2])
+    r = net.fake(net.add("Relu", net.fake(net.conv(net.fake(p, 0.03, zero)), 0.05, zero)), 0.05, zero)
+    net.fake(net.add("GlobalAveragePool", r), 0.02, zero, out="y")
+
+
 def chain_shuffle(net: Net) -> None:
     a = net.fake(net.conv(net.fake("x")), 0.03)
     shape = net.constant(np.int64([1, 2, 4, 9, 10]))
