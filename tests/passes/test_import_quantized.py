@@ -339,8 +339,8 @@ def test_chain(mnn_runtime: MnnRuntime, chain: Callable[[Net], None], kind: str)
     chain(net)
     step = float(net.constants[net.nodes[-1].input[1]])
     model = agree(net.proto(), mnn_runtime, step, share=0.05)
-    # A concatenation of other scales, and a sum with a constant, are float operators before a float output.
-    all_int8(model, rounded=chain in (chain_concat, chain_matmul))
+    # A concatenation of other scales, a sum with a constant and a mean are float operators before a float output.
+    all_int8(model, rounded=chain in (chain_concat, chain_matmul, chain_relu_between_equal_codes))
 
 
 def test_a_tensor_read_before_its_quantization_is_rounded_in_float(mnn_runtime: MnnRuntime) -> None:
