@@ -3,7 +3,8 @@
     python -m benches.calibration_speed --data DIR [--task mobilenetv2] [--samples 100] [--repeats 3] [--json]
 
 Each tool runs in a process of its own, in turns; the least wall time counts, and the peak of the resident memory. Reading
-images is not part of any time: all tools get the same arrays. ``--growth`` instead runs mnnq with 10 and with 1000 samples.
+images is not part of any time: all tools get the same arrays. mnnq's check of the result, and the stages that follow from it, are off:
+the peers have none. ``--growth`` instead runs mnnq with 10 and with 1000 samples.
 """
 
 from __future__ import annotations
@@ -22,20 +23,24 @@ import numpy as np
 
 from benches.tasks import TASKS, Task
 
-Samples = list[dict[str, np.ndarray]]
+Feeds = dict[str, np.ndarray]
 
 
 class Repeated:
     """So many samples from few, without their memory."""
 
-    def __init__(self, samples: Samples, count: int) -> None:
+    def __init__(self, samples: list[Feeds], count: int) -> None:
         self.samples, self.count = samples, count
 
     def __len__(self) -> int:
         return self.count
 
-    def __iter__(self) -> Iterator[dict[str, np.ndarray]]:
+    def __iter__(self) -> Iterator[Feeds]:
         return (self.samples[index % len(self.samples)] for index in range(self.count))
+
+
+#: All that the tools are given: sized, and gone through again and again.
+Samples = list[Feeds] | Repeated
 
 
 def _mnnq(method: str) -> Callable[[Task, Samples, Path], None]:
@@ -53,12 +58,12 @@ def _onnxruntime(method: str) -> Callable[[Task, Samples, Path], None]:
     def run(task: Task, samples: Samples, folder: Path) -> None:
         from onnxruntime import quantization as peer
 
-        from benches.offline_accuracy import _Reader
+        from tests.peers.sample_reader import SampleReader
 
         peer.quantize_static(
             str(task.model),
             str(folder / "theirs.onnx"),
-            _Reader(samples),  # type: ignore[arg-type]
+            SampleReader(samples),
             per_channel=True,
             calibrate_method=peer.CalibrationMethod[method],
         )
@@ -90,11 +95,11 @@ def _measure(tool: str, task: str, data: Path, count: int, repeated: bool, queue
     chosen = TASKS[task](data)
     chosen.evaluate.clear()
     samples = chosen.calib[:count]
-    given = Repeated(samples[:10], count) if repeated else samples
+    given: Samples = Repeated(samples[:10], count) if repeated else samples
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     with tempfile.TemporaryDirectory() as folder:
         start = time.perf_counter()
-        TOOLS[tool](chosen, given, Path(folder))  # type: ignore[arg-type]
+        TOOLS[tool](chosen, given, Path(folder))
         spent = time.perf_counter() - start
     children = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss
     peak = max(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss, children)

@@ -135,20 +135,13 @@ def qdq(model: Path, path: Path, batches: list[Feeds]) -> None:
     """Quantize with onnxruntime's static quantizer."""
     quantization: Any = importlib.import_module("onnxruntime.quantization")
     preparing: Any = importlib.import_module("onnxruntime.quantization.shape_inference")
-
-    class Reader(quantization.CalibrationDataReader):  # type: ignore[name-defined, misc]
-        def __init__(self) -> None:
-            self.left = iter(batches)
-
-        def get_next(self) -> Feeds | None:
-            return next(self.left, None)
-
+    reading: Any = importlib.import_module("tests.peers.sample_reader")
     prepared = path.with_suffix(".prepared.onnx")
     preparing.quant_pre_process(str(model), str(prepared), skip_symbolic_shape=True)
     quantization.quantize_static(
         str(prepared),
         str(path),
-        Reader(),
+        reading.SampleReader(batches),
         quant_format=quantization.QuantFormat.QDQ,
         activation_type=quantization.QuantType.QUInt8,
         weight_type=quantization.QuantType.QInt8,

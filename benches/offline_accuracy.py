@@ -50,27 +50,19 @@ def our_outputs(path: Path, task: Task, names: list[str]) -> Outputs:
     return [session.run(names, feeds) for feeds in task.evaluate]
 
 
-class _Reader:
-    """Samples as onnxruntime reads them."""
-
-    def __init__(self, samples: list[dict[str, np.ndarray]]) -> None:
-        self.samples = iter(samples)
-
-    def get_next(self) -> dict[str, np.ndarray] | None:
-        return next(self.samples, None)
-
-
 def onnxruntime_outputs(
     task: Task, samples: list[dict[str, np.ndarray]], folder: Path, names: list[str], method: str
 ) -> Outputs:
     """Values of onnxruntime's static QDQ model, per-channel weights, asymmetric activations."""
     from onnxruntime import quantization as peer
 
+    from tests.peers.sample_reader import SampleReader
+
     target = folder / f"{task.name}.{method}.onnx"
     peer.quantize_static(
         str(task.model),
         str(target),
-        _Reader(samples),  # type: ignore[arg-type]
+        SampleReader(samples),
         per_channel=True,
         calibrate_method=peer.CalibrationMethod[method],
         activation_type=peer.QuantType.QUInt8,

@@ -118,7 +118,8 @@ def start_ups(model: Path, threads: int, sizes: dict[str, list[int]]) -> dict[st
     with tempfile.TemporaryDirectory() as folder:
         converted, inputs = Path(folder) / "model.mnn", Path(folder) / "inputs.npz"
         mnnq.load(model).save(converted)
-        np.savez(inputs, **sample(model, sizes))  # type: ignore[arg-type]  # the stub does not know keyword arrays
+        feeds: dict[str, Any] = dict(sample(model, sizes))
+        np.savez(inputs, **feeds)
         for engine in ENGINES:
             path = model if engine == "onnxruntime" else converted
             command = [sys.executable, "-m", "benches.runtime_speed", str(path), "--start-up", engine]

@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from PIL import Image
@@ -165,9 +166,9 @@ def _nearest(vectors: np.ndarray) -> np.ndarray:
     return similarity.argmax(1)
 
 
-def _classifier(data: Path, name: str, file: str, input_name: str, size: int, **norm: object) -> Task:
+def _classifier(data: Path, name: str, file: str, input_name: str, size: int, **norm: Any) -> Task:
     def prepare(path: Path) -> np.ndarray:
-        return _planar(_crop(path, size), **norm)  # type: ignore[arg-type]
+        return _planar(_crop(path, size), **norm)
 
     calib, _ = _images(data, "calib", prepare, input_name)
     evaluate, names = _images(data, "eval", prepare, input_name)

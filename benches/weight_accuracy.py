@@ -14,6 +14,7 @@ import json
 import tempfile
 import time
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -48,7 +49,7 @@ def our_outputs(path: Path, task: Task, names: list[str]) -> Outputs:
 
 def measure(
     task: Task, bits: int, block: int, figure: str, args: argparse.Namespace, folder: Path
-) -> dict[str, object]:
+) -> dict[str, Any]:
     """One row of the table."""
     names, reference = float_outputs(task)
 
@@ -59,7 +60,7 @@ def measure(
     peer = folder / "peer.mnn"
     options = argparse.Namespace(bits=bits, block=block, method="hqq")
     mnnconvert(task.model, peer, options)
-    row: dict[str, object] = {
+    row: dict[str, Any] = {
         "model": task.name,
         "bits": bits,
         "block": block,
@@ -98,13 +99,13 @@ def main() -> None:
                 continue
             row = measure(TASKS[model](args.data), bits, block, figure, args, Path(name))
             rows.append(row)
-            cells = [f"{row[key]['value']:8.2f}" for key in ("mnn_hqq", "free", "calib")]  # type: ignore[index]
-            real = [f"{row[key]['value']:.2f}" for key in ("free_real", "calib_real") if key in row]  # type: ignore[index]
-            exact = "-" if not np.isfinite(row["float"]) or row["float"] > 1e3 else f"{row['float']:.2f}"  # type: ignore[call-overload, operator, str-format]
+            cells = [f"{row[key]['value']:8.2f}" for key in ("mnn_hqq", "free", "calib")]
+            real = [f"{row[key]['value']:.2f}" for key in ("free_real", "calib_real") if key in row]
+            exact = "-" if not np.isfinite(row["float"]) or row["float"] > 1e3 else f"{row['float']:.2f}"
             suffix = f"  in MNN's runtime: {', '.join(real)}" if real else ""
             print(
                 f"{model:<12} {bits:>4} {block or 'chan':>5} {figure:<8} {exact:>6} {' '.join(cells)}"
-                f"  {row['calib']['seconds']:.1f} s{suffix}",  # type: ignore[index]
+                f"  {row['calib']['seconds']:.1f} s{suffix}",
                 flush=True,
             )
     if args.json:

@@ -7,6 +7,7 @@ import json
 import os
 import zipfile
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -59,11 +60,15 @@ class LayerState:
     def save(self, key: str, chosen: Chosen) -> None:
         """Keep the codes of a layer; the file appears when it is complete."""
         figures = json.dumps({name: getattr(chosen, name) for name in _FIGURES})
-        arrays = {"codes": chosen.codes, "scale": chosen.scale, "figures": np.asarray(figures)}
+        arrays: dict[str, Any] = {
+            "codes": chosen.codes,
+            "scale": chosen.scale,
+            "figures": np.asarray(figures),
+        }
         if chosen.minimum is not None:
             arrays["minimum"] = chosen.minimum
         target = self._path(key)
         partial = target.with_suffix(f".{os.getpid()}.part")
         with partial.open("wb") as file:
-            np.savez(file, **arrays)  # type: ignore[arg-type]
+            np.savez(file, **arrays)
         partial.replace(target)

@@ -7,7 +7,7 @@ import json
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeGuard
 
 import numpy as np
 
@@ -366,7 +366,7 @@ def _wrong(key: str, value: object, allowed: str) -> ConfigError:
     return ConfigError(f"{json.dumps(value, default=str)}, wanted {allowed}", key=key)
 
 
-def _number(value: object) -> bool:
+def _number(value: object) -> TypeGuard[int | float]:
     return isinstance(value, (int, float)) and not isinstance(value, bool) and abs(value) < 1e30
 
 
@@ -408,9 +408,9 @@ def _numbers(value: object, key: str) -> tuple[float, ...]:
 
 
 def _share(value: object, key: str) -> float:
-    if not _number(value) or not 0 < value <= 1:  # type: ignore[operator]
+    if not _number(value) or not 0 < value <= 1:
         raise _wrong(key, value, "a number above 0, at most 1")
-    return float(value)  # type: ignore[arg-type]
+    return float(value)
 
 
 def _folder(value: object, key: str) -> Path:

@@ -48,18 +48,13 @@ def test_top1(tmp_path: Path, mnn_runtime: MnnRuntime, name: str, size: int, fee
     tool = pytest.importorskip("onnxruntime.quantization")
     runtime = pytest.importorskip("onnxruntime")
 
-    class Reader(tool.CalibrationDataReader):  # type: ignore[name-defined,misc]
-        def __init__(self) -> None:
-            self.left = iter([feed(picture) for picture in pictures("calib", size, 16)])
-
-        def get_next(self) -> Any:
-            return next(self.left, None)
+    from tests.peers.sample_reader import SampleReader
 
     path = tmp_path / "int8.onnx"
     tool.quantize_static(
         str(DATA / "models" / f"{name}.onnx"),
         str(path),
-        Reader(),
+        SampleReader(feed(picture) for picture in pictures("calib", size, 16)),
         per_channel=True,
         weight_type=tool.QuantType.QInt8,
     )

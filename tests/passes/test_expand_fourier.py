@@ -36,12 +36,10 @@ def model(
     return helper.make_model(graph, opset_imports=[helper.make_opsetid("", opset)], ir_version=9)
 
 
-@pytest.mark.parametrize("onesided", [0, 1])
+# A one-sided transform of a complex signal is not defined.
+@pytest.mark.parametrize(("onesided", "channels"), [(0, 1), (1, 1), (0, 2)])
 @pytest.mark.parametrize("window", [True, False])
-@pytest.mark.parametrize("channels", [1, 2])
 def test_stft_becomes_a_convolution(onesided: int, window: bool, channels: int) -> None:
-    if onesided and channels == 2:
-        pytest.skip("not defined for complex signals")
     x = RNG.standard_normal((2, 100, channels)).astype(np.float32)
     constants = {
         "step": np.array(7),
