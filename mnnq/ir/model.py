@@ -104,6 +104,11 @@ class Model:
         """Names of the input tensors, in file order."""
         return [op.outputs[0] for op in self.ops if op.type == "Input"]
 
+    def graphs(self) -> list[tuple[str, list[Op], list[str]]]:
+        """The main graph, named "", and the subgraphs: name, operators, outputs."""
+        subs = ((name, sub.ops, sub.outputs) for name, sub in self.subgraphs.items())
+        return [("", self.ops, self.outputs), *subs]
+
     def all_ops(self) -> Iterator[tuple[str, Op]]:
         """Every operator with the name of its subgraph ("" for the main graph)."""
         for op in self.ops:

@@ -15,7 +15,10 @@ from mnnq import _native
 from mnnq.errors import ConfigError, MnnqError
 from mnnq.ir.model import WEIGHT_OPS, Model, Op
 from mnnq.quantization import embedding
-from mnnq.quantization.config import BLOCK_UNIT, CODE_FIELDS, LayerConfig, WeightConfig, WeightMethod
+from mnnq.quantization.choices import GAIN_BITS, block_reason, choose_block, without_data
+from mnnq.quantization.config import CODE_FIELDS, LayerConfig, WeightConfig, WeightMethod
+from mnnq.quantization.constants import Constants
+from mnnq.quantization.half import MAX_HALF, fits_half, half_error
 from mnnq.quantization.input_power import input_powers
 from mnnq.quantization.int8 import Int8Layer, apply_int8
 from mnnq.quantization.params_file import ParamsFile
@@ -24,17 +27,8 @@ from mnnq.report.quantization import LayerReport, QuantizationReport
 
 _log = logging.getLogger(__name__)
 
-#: Float constants below this many elements stay float under `WeightConfig.fp16_constants`: they save nothing,
-#: and epsilons and masks do not survive.
-MIN_HALF_ELEMENTS = 256
-
-_MAX_HALF = 65504.0
-
 #: A layer whose weights have a smaller signal-to-noise ratio is warned about: a third of it is noise.
 MIN_SQNR_DB = 10.0
-
-#: `WeightMethod.AUTO` corrects the gain up to this many bits: beyond, least squares attenuate too little to matter.
-GAIN_BITS = 5
 
 #: An output channel with smaller weights, relative to the largest of its layer, is dead for `WeightMethod.AUTO`.
 DEAD = 1e-4
@@ -54,18 +48,6 @@ class QuantizedModel(Model):
     """
 
     report: QuantizationReport = field(default_factory=QuantizationReport)
-
-
-def choose_block(asked: int | None, channels: int) -> int | None:
-    """Return the block to use: the largest one not above `asked` that runtimes compute correctly.
-
-    Such a block is a multiple of 16 input channels (`BLOCK_UNIT`) and divides them. None is one block per output
-    channel.
-    """
-    if asked is None or asked >= channels:
-        return None
-    candidates = range(asked - asked % BLOCK_UNIT, 0, -BLOCK_UNIT)
-    return next((block for block in candidates if channels % block == 0), None)
 
 
 def quantize_model(
@@ -133,7 +115,6 @@ class _Run:
         self.layers: list[LayerReport] = []
         self.notes: list[str] = []
         self.int8: dict[int, Int8Layer] = {}
-        self._names: set[str] | None = None
         self._rounded_twice = 0
         self._futures: dict[int, Any] = {}
         #: What is known of the inputs of layers that are fitted without data.
@@ -150,13 +131,13 @@ class _Run:
             self._apply_params(self.params)
         total = len(weight_ops) + len(tables)
         reference = None if self.calib is None and self.generated_range is None else self.model.copy()
-        for _, ops, _ in self._graphs():
+        for _, ops, _ in self.model.graphs():
             self._powers.update(input_powers(ops))
             self._normalized |= any(op.type == "LayerNorm" for op in ops)
-        table_layers = []
+        table_layers, constants = [], Constants(self.model, self.config)
         for done, table in enumerate(tables):
             self._tell(done, total, table.const.name)
-            table_layers.append(self._table(table))
+            table_layers.append(constants.table(table))
         calibrated: dict[int, LayerReport] = {}
         if reference is not None and self.calib is not None:
             calibrated = self._calibrate(reference, len(tables), total)
@@ -167,7 +148,7 @@ class _Run:
         if reference is not None and self.generated_range is not None:
             self._correct_on_generated(reference, self.generated_range)
         self._tell(total, total, "")
-        self._constants({id(table.const) for table in tables})
+        self.layers += constants.others({id(table.const) for table in tables})
         if self._rounded_twice:
             self.notes.append(
                 f"{self._rounded_twice} layers were quantized before and are rounded a second time; "
@@ -294,13 +275,11 @@ class _Run:
 
     # -- what there is
 
-    def _graphs(self) -> list[tuple[str, list[Op], list[str]]]:
-        main = ("", self.model.ops, self.model.outputs)
-        return [main, *((name, sub.ops, sub.outputs) for name, sub in self.model.subgraphs.items())]
-
     def _tables(self) -> list[embedding.Table]:
         return [
-            table for name, ops, outs in self._graphs() for table in embedding.find_tables(ops, name, outs)
+            table
+            for name, ops, outs in self.model.graphs()
+            for table in embedding.find_tables(ops, name, outs)
         ]
 
     def _check_names(self, weight_ops: list[tuple[str, Op]], tables: list[embedding.Table]) -> None:
@@ -401,10 +380,10 @@ class _Run:
                 op, subgraph, stored, config, "it is quantized already; half floats would only be larger"
             )
         matrix = float_weights(op).astype(np.float32, copy=False)
-        if not _fits_half(matrix):
-            reason = f"a weight is not finite or above {_MAX_HALF:.0f}, the largest half float"
+        if not fits_half(matrix):
+            reason = f"a weight is not finite or above {MAX_HALF:.0f}, the largest half float"
             return _keep(op, subgraph, stored, config, reason)
-        error, power = _half_error(matrix)
+        error, power = half_error(matrix)
         op.params["quanParameter"] = _native.pack_half(matrix)
         for key in ("weight", "sparseParameter"):
             op.params.pop(key, None)
@@ -424,144 +403,6 @@ class _Run:
             subgraph=subgraph,
             kernel=_kernel(op),
         )
-
-    # -- constants
-
-    def _table(self, table: embedding.Table) -> LayerReport:
-        const = table.const
-        config = self.config.layer(table.subgraph, const.name)
-        half = const.params.get("dataType") == "DT_HALF"
-        count = int(np.prod(table.shape, dtype=np.int64))
-        before = count * (2 if half else 4)
-        reason = table.reason
-        if not self.config.embeddings:
-            reason = "embeddings are left float as asked"
-        if config.coded and reason is None:
-            return self._code_table(table, config, before)
-        bits = 16 if half else 32
-        if config.bits == 16 and not half:
-            self._to_half(const)
-            bits, reason = 16, None
-        after = count * bits // 8
-        if config.bits == 0:
-            reason = None
-        return LayerReport(
-            const.name, "Embedding", table.shape, bits, None, config.block, None,
-            "fp16" if bits == 16 else None, before, after, reason=reason, subgraph=table.subgraph,
-        )  # fmt: skip
-
-    def _code_table(self, table: embedding.Table, config: LayerConfig, before: int) -> LayerReport:
-        rows, width = table.shape
-        block = choose_block(config.block, width)
-        reason = _fallback(config.block, block, width)
-        matrix = embedding.float_values(table.const).reshape(rows, width)
-        try:
-            codes = _native.quantize_codes(
-                matrix,
-                bits=config.bits,
-                symmetric=config.symmetric,
-                block=block,
-                method=without_data(config)[0],
-                gain_correction=config.gain_correction,  # a lookup is no filter: nothing multiplies up
-                fp16_scales=config.fp16_scales,
-                threads=self.config.threads,
-            )
-        except MnnqError as error:
-            error.node = error.node or table.const.name
-            raise
-        del matrix
-        stats = codes["stats"]
-        index = (codes["codes"].view(np.uint8) + np.uint8(1 << (config.bits - 1))).astype(
-            np.uint8, copy=False
-        )
-        after = embedding.rewrite(
-            table,
-            index,
-            codes["scale"],
-            codes["min"],
-            config.bits,
-            fp16_scales=config.fp16_scales,
-            fresh=self._fresh,
-        )
-        return LayerReport(
-            name=table.const.name,
-            op_type="Embedding",
-            shape=(rows, width),
-            bits=config.bits,
-            scheme=config.scheme,
-            block_asked=config.block,
-            block_used=block,
-            method=without_data(config)[0],
-            bytes_before=before,
-            bytes_after=after,
-            sqnr_db=stats["sqnr_db"],
-            relative_rms=stats["relative_rms"],
-            reason=reason,
-            subgraph=table.subgraph,
-        )
-
-    def _constants(self, tables: set[int]) -> None:
-        """Report large float constants that stay, as half floats if asked."""
-        for subgraph, ops, _ in self._graphs():
-            users: dict[str, list[str]] = {}
-            for op in ops:
-                for name in op.inputs:
-                    users.setdefault(name, []).append(f"{op.type} {op.name!r}")
-            for op in ops:
-                if (
-                    op.type != "Const"
-                    or id(op) in tables
-                    or op.params.get("dataType", "DT_FLOAT") != "DT_FLOAT"
-                ):
-                    continue
-                count = len(op.params.get("float32s", ()))
-                halved = self.config.fp16_constants and count >= MIN_HALF_ELEMENTS and self._to_half(op)
-                readers = users.get(op.outputs[0], [])
-                ours = op.outputs[0].rpartition("__")[2] in ("scale", "min") and bool(tables)
-                if count < embedding.MIN_ELEMENTS or ours:
-                    continue
-                reader = readers[0] if readers else "nothing"
-                reason = f"a constant read by {reader}; only convolutions, linear layers and row lookups can hold codes"
-                dims = tuple(int(d) for d in op.params.get("dims", ()))
-                wanted_float = self.config.bits in (0, 16)
-                self.layers.append(
-                    LayerReport(
-                        op.name,
-                        "Const",
-                        dims,
-                        16 if halved else 32,
-                        None,
-                        None,
-                        None,
-                        "fp16" if halved else None,
-                        4 * count,
-                        (2 if halved else 4) * count,
-                        reason=None if wanted_float else reason,
-                        subgraph=subgraph,
-                    )
-                )
-
-    def _to_half(self, const: Op) -> bool:
-        """Store a float constant as half floats; False when a value is too large for them."""
-        values = np.asarray(const.params["float32s"], np.float32)
-        if not _fits_half(values):
-            return False
-        packed = np.asarray(_native.pack_half(values)["buffer"])
-        del const.params["float32s"]
-        const.params["uint8s"], const.params["dataType"] = packed.view(np.uint8), "DT_HALF"
-        return True
-
-    def _fresh(self, stem: str) -> str:
-        if self._names is None:
-            self._names = set(self.model.tensor_order)
-            for _, op in self.model.all_ops():
-                self._names.update(op.outputs)
-        name, serial = stem, 0
-        while name in self._names:
-            serial += 1
-            name = f"{stem}_{serial}"
-        self._names.add(name)
-        return name
 
 
 def _quantize(
@@ -583,16 +424,6 @@ def _quantize(
         sparse=options["sparse"],
     )
     return quant, found["stats"]
-
-
-def without_data(config: LayerConfig, *, normalized: bool = False) -> tuple[str, bool]:
-    """Native method, and whether to correct the gain, of a layer that no data are used for.
-
-    ``auto`` corrects it where attenuations multiply from layer to layer: not where the model normalizes its layers.
-    """
-    if config.method in (WeightMethod.GPTQ, WeightMethod.AUTO):
-        return "search", config.gain_correction or (config.bits <= GAIN_BITS and not normalized)
-    return str(config.method), config.gain_correction
 
 
 def without_dead_rows(matrix: Any) -> Any:
@@ -646,11 +477,6 @@ def _check_effect(config: WeightConfig) -> None:
             raise ConfigError(msg, key=name)
 
 
-def _fits_half(values: Any) -> bool:
-    """Whether all values are finite and within the range of half floats."""
-    return not values.size or bool(max(values.max(), -values.min()) <= _MAX_HALF)
-
-
 def _with_params(config: WeightConfig, params: ParamsFile) -> WeightConfig:
     return replace(config, overrides=(*config.overrides, *params.overrides()))
 
@@ -694,14 +520,7 @@ def _block(config: LayerConfig, stored: StoredWeights, op: Op) -> tuple[int | No
     if group > 1 and op.type == "Convolution":
         return None, f"a convolution of {group} groups cannot have blocks: one block per output channel"
     block = choose_block(config.block, stored.channels)
-    return block, _fallback(config.block, block, stored.channels)
-
-
-def _fallback(asked: int | None, used: int | None, channels: int) -> str | None:
-    if asked is None or used == asked or asked >= channels:
-        return None
-    instead = "one block per output channel" if used is None else f"blocks of {used}"
-    return f"a block of {asked} does not divide its {channels} input channels: {instead}"
+    return block, block_reason(config.block, block, stored.channels)
 
 
 def _same(stored: StoredWeights, config: LayerConfig, block: int | None) -> bool:
@@ -712,18 +531,6 @@ def _same(stored: StoredWeights, config: LayerConfig, block: int | None) -> bool
         and stored.block == block
         and stored.fp16_scales == config.fp16_scales
     )
-
-
-def _half_error(matrix: Any) -> tuple[float, float]:
-    """Squared error and squared norm of rounding to half floats, a slice at a time."""
-    flat = matrix.reshape(-1)
-    error = power = 0.0
-    for start in range(0, flat.size, 1 << 20):
-        part = flat[start : start + (1 << 20)]
-        rounded = np.clip(part, -_MAX_HALF, _MAX_HALF).astype(np.float16).astype(np.float32)
-        error += float(np.square(part - rounded, dtype=np.float64).sum())
-        power += float(np.square(part, dtype=np.float64).sum())
-    return error, power
 
 
 def _decibel(error: float, power: float) -> float:

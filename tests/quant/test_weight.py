@@ -10,10 +10,10 @@ import pytest
 import mnnq
 from mnnq.errors import ConfigError, QuantizationError
 from mnnq.ir.model import Model, Op, SubGraph
+from mnnq.quantization.choices import choose_block
 from mnnq.quantization.config import BITS, LayerConfig, Override, WeightConfig
 from mnnq.quantization.embedding import pack_rows, per_byte
 from mnnq.quantization.stored import Storage, describe, float_weights
-from mnnq.quantization.weight import choose_block
 from tests import mnn_models
 from tests.ops.harness import needs_mnn
 from tests.peers.mnn_runtime import MnnRuntime
