@@ -3,7 +3,7 @@
     python -m benches.dynamic_speed [MODEL.onnx ...] [--threads 1 2] [--seconds 6] [--json FILE]
     python -m benches.dynamic_speed --blocks 32 128 [--rows 1 128]     # int4 weights, a stack of decoder layers
 
-Every engine works in a process of its own and is asked for one run in turn, so that all see the same machine. Printed:
+Every engine works in a process of its own and is asked in turn, so that all see the same machine. Printed:
 median and least time, median processor time (what counts on a machine with other work, for one thread), growth of the resident memory by loading and running, size of the file, and the signal-to-noise ratio of
 the output against onnxruntime's on the float model. "resnet50" stands for a network that is built on the spot.
 
@@ -32,6 +32,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+
+from benches.turns import burst
 
 Run = Callable[[], list[Any]]
 Feeds = dict[str, np.ndarray]
@@ -90,7 +92,7 @@ def _resident() -> int:
 
 
 def _worker(engine: str, model: str, feeds_file: str, threads: int, result: str) -> None:
-    """Serve one engine: a line "go" for a run, answered by its seconds and those of the processor."""
+    """Serve one engine: a line "go" for a turn, answered by the seconds of its runs and those of the processor."""
     feeds = dict(np.load(feeds_file))
     if engine in ("float", "mnnq"):
         import mnnq
@@ -119,9 +121,7 @@ def _worker(engine: str, model: str, feeds_file: str, threads: int, result: str)
     np.save(result, np.asarray(outputs[0]))
     print(json.dumps({"resident": _resident() - before}), flush=True)
     for _ in sys.stdin:
-        begin, used = time.perf_counter(), time.process_time()
-        run()
-        print(time.perf_counter() - begin, time.process_time() - used, flush=True)
+        print(json.dumps(burst(run)), flush=True)
 
 
 class Engine:
@@ -155,14 +155,14 @@ class Engine:
         return False
 
     def turn(self) -> None:
-        """One run."""
+        """A few runs."""
         assert self.process.stdin is not None
         assert self.process.stdout is not None
         self.process.stdin.write("go\n")
         self.process.stdin.flush()
-        elapsed, used = map(float, self.process.stdout.readline().split())
-        self.times.append(elapsed)
-        self.used.append(used)
+        for elapsed, used in json.loads(self.process.stdout.readline()):
+            self.times.append(elapsed)
+            self.used.append(used)
 
     def close(self) -> None:
         """End it."""

@@ -4,7 +4,7 @@
 
 mnnq and MNN run the same offline-quantized `.mnn` file; onnxruntime and OpenVINO run what onnxruntime's static quantizer
 (QDQ, unsigned activations, signed weights per channel) makes of the same ONNX model. Ranges are those of a few random inputs: this
-measures speed, not accuracy. Engines that are not installed are left out. One run of each in turn; medians, and ratios to
+measures speed, not accuracy. Engines that are not installed are left out. In turn; medians, and ratios to
 the fastest peer.
 """
 
@@ -17,7 +17,6 @@ import json
 import os
 import statistics
 import tempfile
-import time
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
@@ -25,6 +24,7 @@ from typing import Any
 import numpy as np
 
 import mnnq
+from benches.turns import in_turn
 from mnnq import _native
 from mnnq.ir.model import Model, Op
 from mnnq.quantization.int8 import round_half_away
@@ -200,7 +200,7 @@ ENGINES: dict[str, tuple[str, str, Callable[[Path, Feeds, int], Run]]] = {
 def measure(
     files: dict[str, Path], feeds: Feeds, threads: int, seconds: float, engines: Iterable[str]
 ) -> dict[str, tuple[float, float]]:
-    """Median and smallest latency of each engine in milliseconds, one run of each in turn."""
+    """Median and smallest latency of each engine in milliseconds, in turn."""
     runs: dict[str, Run] = {}
     for name in engines:
         package, kind, make = ENGINES[name]
@@ -209,14 +209,8 @@ def measure(
         runs[name] = make(files[kind], feeds, threads)
         for _ in range(3):
             runs[name]()
-    times: dict[str, list[float]] = {name: [] for name in runs}
-    end = time.perf_counter() + seconds
-    while time.perf_counter() < end or len(next(iter(times.values()))) < 10:
-        for name, run in runs.items():
-            start = time.perf_counter()
-            run()
-            times[name].append(1e3 * (time.perf_counter() - start))
-    return {name: (statistics.median(values), min(values)) for name, values in times.items()}
+    times = in_turn(runs, seconds)
+    return {name: (1e3 * statistics.median(values), 1e3 * min(values)) for name, values in times.items()}
 
 
 def main() -> None:

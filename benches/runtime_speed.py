@@ -2,7 +2,7 @@
 
     python -m benches.runtime_speed MODEL.onnx ... [--threads 1 2] [--seconds 3] [--size name=1x3x224x224] [--json]
 
-All three run the same ONNX model (MNN through the file that mnnq writes), in this process, one run of each in turn;
+All three run the same ONNX model (MNN through the file that mnnq writes), in this process, in turn;
 medians and ratios to the fastest peer are printed. Symbolic axes are 1 unless given.
 
 Load time (file to session), the time of the first run, which plans, and the memory that both take are measured in a
@@ -29,6 +29,7 @@ import numpy as np
 import onnxruntime
 
 import mnnq
+from benches.turns import in_turn
 
 Run = Callable[[], Any]
 
@@ -90,10 +91,6 @@ def peak_mb() -> float:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
 
 
-#: Seconds between engines, and runs of an engine in a row that are timed.
-PAUSE, BURST = 0.02, 4
-
-
 def start_up(engine: str, model: Path, threads: int, inputs: Path, outputs: list[str]) -> None:
     """Load and run once in this process; prints the cost as JSON."""
     feeds = dict(np.load(inputs))
@@ -138,17 +135,7 @@ def measure(
     runs = {name: engine(model, feeds, threads) for name, engine in ENGINES.items()}
     for run in runs.values():
         run()
-    times: dict[str, list[float]] = {name: [] for name in runs}
-    end = time.perf_counter() + seconds
-    while time.perf_counter() < end or len(times["mnnq"]) < 5:
-        for name, run in runs.items():
-            # The threads of the engine before spin for a while, on CPUs that this one needs.
-            time.sleep(PAUSE)
-            run()
-            for _ in range(BURST):
-                start = time.perf_counter()
-                run()
-                times[name].append(time.perf_counter() - start)
+    times = in_turn(runs, seconds)
     medians = {name: statistics.median(values) for name, values in times.items()}
     best = min(value for name, value in medians.items() if name != "mnnq")
     return {
