@@ -10,7 +10,7 @@
 use std::arch::x86_64::*;
 
 use super::epilogue::{Requantize, ResidualI8, Tile};
-use crate::elementwise_i8::TableI8;
+use crate::elementwise_i8::{AddI8, TableI8};
 
 /// Columns of two vectors.
 const COLUMNS: usize = 32;
@@ -77,56 +77,123 @@ struct Bounds {
     hi: __m512i,
 }
 
-/// `trunc(x + copysign(0.5 - 2^-25, x))`.
+/// A residual's parameters, in registers.
+#[derive(Clone, Copy)]
+struct Sum {
+    /// Bounds of the code that is added to, without its zero point.
+    lo: __m512,
+    hi: __m512,
+    /// Zero point of that code, less the one that the sum takes off.
+    shift: __m512,
+    b_zero: __m512,
+    a_scale: __m512,
+    b_scale: __m512,
+    data: *const i8,
+    row_stride: usize,
+}
+
+impl Sum {
+    /// # Safety
+    /// The CPU has AVX-512.
+    #[inline(always)]
+    unsafe fn new(how: &Requantize<'_>, residual: ResidualI8<'_>) -> Self {
+        let add = residual.how;
+        // SAFETY: the caller vouches for the instructions.
+        unsafe {
+            let all = |code: i32| _mm512_set1_ps(code as f32);
+            Self {
+                lo: all(how.lo - how.zero),
+                hi: all(how.hi - how.zero),
+                shift: all(how.zero - add.a_zero),
+                b_zero: all(add.b_zero),
+                a_scale: _mm512_set1_ps(add.a_scale),
+                b_scale: _mm512_set1_ps(add.b_scale),
+                data: residual.data.as_ptr(),
+                row_stride: residual.row_stride,
+            }
+        }
+    }
+
+    /// Whether no zero point has to be added or taken off.
+    fn is_centred(residual: ResidualI8<'_>, zero: i32) -> bool {
+        zero == residual.how.a_zero && residual.how.b_zero == 0
+    }
+}
+
+/// `x + copysign(0.5 - 2^-25, x)`: truncated, this is `x` rounded, halves away from zero.
 ///
 /// # Safety
 /// The CPU has AVX-512.
 #[inline(always)]
-unsafe fn round_away(x: __m512) -> __m512i {
+unsafe fn away(x: __m512) -> __m512 {
     // SAFETY: the caller vouches for the instructions.
     unsafe {
         let half = _mm512_castps_si512(_mm512_set1_ps(0.5_f32.next_down()));
         let sign = _mm512_set1_epi32(i32::MIN);
         // half | (x & sign)
         let half = _mm512_ternarylogic_epi32::<0xF8>(half, _mm512_castps_si512(x), sign);
-        _mm512_cvttps_epi32(_mm512_add_ps(x, _mm512_castsi512_ps(half)))
+        _mm512_add_ps(x, _mm512_castsi512_ps(half))
     }
+}
+
+/// A kind of epilogue: what is added to the product, and then to its codes.
+trait Kind: Copy {
+    /// A bias per column.
+    const BIAS: bool;
+    /// A residual.
+    const SUM: bool;
+    /// The residual's zero points matter.
+    const ZEROS: bool;
+}
+
+/// The kinds, as parameters.
+#[derive(Clone, Copy)]
+struct With<const BIAS: bool, const SUM: bool, const ZEROS: bool>;
+
+impl<const BIAS: bool, const SUM: bool, const ZEROS: bool> Kind for With<BIAS, SUM, ZEROS> {
+    const BIAS: bool = BIAS;
+    const SUM: bool = SUM;
+    const ZEROS: bool = ZEROS;
 }
 
 /// The codes of a vector of columns of one row, without their zero point.
 ///
+/// Between the two roundings of a sum, codes stay floats: small integers, exact in every operation on them.
+///
 /// # Safety
 /// `acc` and `residual` are readable for the columns that there are; the CPU has AVX-512.
 #[inline(always)]
-unsafe fn vector<const FULL: bool, const BIAS: bool, const RESIDUAL: bool>(
+unsafe fn vector<const FULL: bool, K: Kind>(
     acc: *const i32,
     column: &Column,
-    how: &Requantize<'_>,
-    residual: Option<(ResidualI8<'_>, *const i8)>,
+    sum: &Sum,
+    residual: *const i8,
 ) -> __m512i {
     // SAFETY: the caller vouches for the memory and the instructions; masked lanes are not accessed.
     unsafe {
         let sums =
             if FULL { _mm512_loadu_si512(acc.cast()) } else { _mm512_maskz_loadu_epi32(column.mask, acc) };
         let mut value = _mm512_mul_ps(_mm512_cvtepi32_ps(sums), column.scale);
-        if BIAS {
+        if K::BIAS {
             value = _mm512_add_ps(value, column.bias);
         }
-        let code = round_away(value);
-        match residual {
-            Some((r, from)) if RESIDUAL => {
-                let code = _mm512_max_epi32(code, _mm512_set1_epi32(how.lo - how.zero));
-                let code = _mm512_min_epi32(code, _mm512_set1_epi32(how.hi - how.zero));
-                let a = _mm512_add_epi32(code, _mm512_set1_epi32(how.zero - r.how.a_zero));
-                let b =
-                    if FULL { _mm_loadu_si128(from.cast()) } else { _mm_maskz_loadu_epi8(column.mask, from) };
-                let b = _mm512_sub_epi32(_mm512_cvtepi8_epi32(b), _mm512_set1_epi32(r.how.b_zero));
-                let a = _mm512_mul_ps(_mm512_cvtepi32_ps(a), _mm512_set1_ps(r.how.a_scale));
-                let b = _mm512_mul_ps(_mm512_cvtepi32_ps(b), _mm512_set1_ps(r.how.b_scale));
-                round_away(_mm512_add_ps(a, b))
+        let mut value = away(value);
+        if K::SUM {
+            let code = _mm512_roundscale_ps::<{ _MM_FROUND_TO_ZERO | _MM_FROUND_NO_EXC }>(value);
+            let mut a = _mm512_min_ps(_mm512_max_ps(code, sum.lo), sum.hi);
+            let b = if FULL {
+                _mm_loadu_si128(residual.cast())
+            } else {
+                _mm_maskz_loadu_epi8(column.mask, residual)
+            };
+            let mut b = _mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(b));
+            if K::ZEROS {
+                a = _mm512_add_ps(a, sum.shift);
+                b = _mm512_sub_ps(b, sum.b_zero);
             }
-            _ => code,
+            value = away(_mm512_add_ps(_mm512_mul_ps(a, sum.a_scale), _mm512_mul_ps(b, sum.b_scale)));
         }
+        _mm512_cvttps_epi32(value)
     }
 }
 
@@ -147,23 +214,6 @@ unsafe fn codes(first: __m512i, second: __m512i, bounds: &Bounds) -> __m512i {
     }
 }
 
-/// Where the residual of a row starts.
-///
-/// # Safety
-/// Row and column lie inside the output.
-#[inline(always)]
-unsafe fn residual<'a>(
-    how: &Requantize<'a>,
-    row: usize,
-    column: usize,
-) -> Option<(ResidualI8<'a>, *const i8)> {
-    match how.residual {
-        // SAFETY: the residual was checked to have an element for each of the output.
-        Some(r) => Some((r, unsafe { r.data.as_ptr().add(row * r.row_stride + column) })),
-        None => None,
-    }
-}
-
 /// All that the rows of a tile share.
 struct Job<'a, 'b> {
     how: &'a Requantize<'b>,
@@ -173,6 +223,7 @@ struct Job<'a, 'b> {
     to: *mut i8,
     stride: usize,
     bounds: Bounds,
+    sum: Sum,
     lookup: Option<Lookup>,
 }
 
@@ -202,17 +253,13 @@ impl Job<'_, '_> {
     /// # Safety
     /// Row and columns lie inside the tile, which the caller lends; the CPU has AVX-512.
     #[inline(always)]
-    unsafe fn row<const FULL: bool, const BIAS: bool, const RESIDUAL: bool>(
-        &self,
-        i: usize,
-        j: usize,
-        column: &Column,
-    ) -> __m512i {
-        // SAFETY: inside the tile, as the caller promises.
+    unsafe fn row<const FULL: bool, K: Kind>(&self, i: usize, j: usize, column: &Column) -> __m512i {
+        let at = (self.tile.row + i) * self.sum.row_stride + self.tile.column + j;
+        // SAFETY: inside the tile, as the caller promises; the residual was checked to have an element for each of the
+        // output, and is not read where there is none.
         unsafe {
-            let other = residual(self.how, self.tile.row + i, self.tile.column + j);
             let acc = self.acc.add(i * self.pitch + j);
-            vector::<FULL, BIAS, RESIDUAL>(acc, column, self.how, other)
+            vector::<FULL, K>(acc, column, &self.sum, self.sum.data.wrapping_add(at))
         }
     }
 
@@ -237,7 +284,7 @@ impl Job<'_, '_> {
     /// # Safety
     /// As [`finish`].
     #[inline(always)]
-    unsafe fn wide<const BIAS: bool, const RESIDUAL: bool>(&self, j: usize) {
+    unsafe fn wide<K: Kind>(&self, j: usize) {
         // SAFETY: inside the tile, as the caller promises.
         unsafe {
             let (a, b) = (self.column(j, 16), self.column(j + 16, 16));
@@ -245,10 +292,10 @@ impl Job<'_, '_> {
             while i < self.tile.rows {
                 let next = (i + 1).min(self.tile.rows - 1);
                 let out = self.pack([
-                    self.row::<true, BIAS, RESIDUAL>(i, j, &a),
-                    self.row::<true, BIAS, RESIDUAL>(i, j + 16, &b),
-                    self.row::<true, BIAS, RESIDUAL>(next, j, &a),
-                    self.row::<true, BIAS, RESIDUAL>(next, j + 16, &b),
+                    self.row::<true, K>(i, j, &a),
+                    self.row::<true, K>(i, j + 16, &b),
+                    self.row::<true, K>(next, j, &a),
+                    self.row::<true, K>(next, j + 16, &b),
                 ]);
                 let to = self.to.add(j);
                 _mm256_storeu_si256(to.add(next * self.stride).cast(), _mm512_extracti64x4_epi64::<1>(out));
@@ -263,11 +310,7 @@ impl Job<'_, '_> {
     /// # Safety
     /// As [`finish`].
     #[inline(always)]
-    unsafe fn narrow<const FULL: bool, const BIAS: bool, const RESIDUAL: bool>(
-        &self,
-        j: usize,
-        count: usize,
-    ) {
+    unsafe fn narrow<const FULL: bool, K: Kind>(&self, j: usize, count: usize) {
         // SAFETY: inside the tile, as the caller promises.
         unsafe {
             let column = self.column(j, count);
@@ -276,10 +319,10 @@ impl Job<'_, '_> {
             while i <= last {
                 let rows = [i, (i + 1).min(last), (i + 2).min(last), (i + 3).min(last)];
                 let out = self.pack([
-                    self.row::<FULL, BIAS, RESIDUAL>(rows[0], j, &column),
-                    self.row::<FULL, BIAS, RESIDUAL>(rows[1], j, &column),
-                    self.row::<FULL, BIAS, RESIDUAL>(rows[2], j, &column),
-                    self.row::<FULL, BIAS, RESIDUAL>(rows[3], j, &column),
+                    self.row::<FULL, K>(rows[0], j, &column),
+                    self.row::<FULL, K>(rows[1], j, &column),
+                    self.row::<FULL, K>(rows[2], j, &column),
+                    self.row::<FULL, K>(rows[3], j, &column),
                 ]);
                 let to = self.to.add(j);
                 store::<FULL>(to.add(rows[3] * self.stride), _mm512_extracti32x4_epi32::<3>(out), count);
@@ -316,7 +359,7 @@ unsafe fn store<const FULL: bool>(to: *mut i8, codes: __m128i, count: usize) {
 /// # Safety
 /// As [`SharedOutput::finish`](super::epilogue::SharedOutput::finish); the CPU has AVX-512, and VBMI if `TABLE`.
 #[inline(always)]
-unsafe fn finish<const BIAS: bool, const RESIDUAL: bool, const TABLE: bool>(
+unsafe fn finish<K: Kind, const TABLE: bool>(
     how: &Requantize<'_>,
     tile: Tile,
     acc: *const i32,
@@ -328,7 +371,7 @@ unsafe fn finish<const BIAS: bool, const RESIDUAL: bool, const TABLE: bool>(
         return;
     }
     let (zero, lo, hi) = match how.residual {
-        Some(r) if RESIDUAL => (r.how.zero, r.how.lo, r.how.hi),
+        Some(r) if K::SUM => (r.how.zero, r.how.lo, r.how.hi),
         _ => (how.zero, how.lo, how.hi),
     };
     // SAFETY: the parameters of the columns were checked; sums, residual and output are the caller's promise.
@@ -338,20 +381,22 @@ unsafe fn finish<const BIAS: bool, const RESIDUAL: bool, const TABLE: bool>(
             lo: _mm512_set1_epi8(lo as i8),
             hi: _mm512_set1_epi8(hi as i8),
         };
+        let add = AddI8 { a_scale: 0.0, a_zero: 0, b_scale: 0.0, b_zero: 0, zero: 0, lo: 0, hi: 0 };
+        let sum = Sum::new(how, how.residual.unwrap_or(ResidualI8 { data: &[], row_stride: 0, how: add }));
         let lookup = match how.table {
             Some(table) if TABLE => Some(Lookup::load(table)),
             _ => None,
         };
-        let job = Job { how, tile, acc, pitch, to, stride, bounds, lookup };
+        let job = Job { how, tile, acc, pitch, to, stride, bounds, sum, lookup };
         let mut j = 0;
         while j + COLUMNS <= tile.columns {
-            job.wide::<BIAS, RESIDUAL>(j);
+            job.wide::<K>(j);
             j += COLUMNS;
         }
         while j < tile.columns {
             match tile.columns - j {
-                16.. => job.narrow::<true, BIAS, RESIDUAL>(j, 16),
-                count => job.narrow::<false, BIAS, RESIDUAL>(j, count),
+                16.. => job.narrow::<true, K>(j, 16),
+                count => job.narrow::<false, K>(j, count),
             }
             j += 16;
         }
@@ -364,7 +409,7 @@ macro_rules! variant {
         /// # Safety
         /// As [`finish`].
         #[target_feature(enable = $features)]
-        unsafe fn $name<const BIAS: bool, const RESIDUAL: bool>(
+        unsafe fn $name<K: Kind>(
             how: &Requantize<'_>,
             tile: Tile,
             acc: *const i32,
@@ -373,7 +418,7 @@ macro_rules! variant {
             stride: usize,
         ) {
             // SAFETY: the caller keeps the contract.
-            unsafe { finish::<BIAS, RESIDUAL, $table>(how, tile, acc, pitch, to, stride) }
+            unsafe { finish::<K, $table>(how, tile, acc, pitch, to, stride) }
         }
     };
 }
@@ -395,15 +440,18 @@ pub(super) unsafe fn finish_rows(
     to: *mut i8,
     stride: usize,
 ) {
-    let kernel = match (how.bias.is_some(), how.residual.is_some(), table) {
-        (false, false, false) => plain::<false, false>,
-        (true, false, false) => plain::<true, false>,
-        (false, true, false) => plain::<false, true>,
-        (true, true, false) => plain::<true, true>,
-        (false, false, true) => with_table::<false, false>,
-        (true, false, true) => with_table::<true, false>,
-        (false, true, true) => with_table::<false, true>,
-        (true, true, true) => with_table::<true, true>,
+    let centred = how.residual.is_some_and(|r| Sum::is_centred(r, how.zero));
+    let kernel = match (how.bias.is_some(), how.residual.is_some(), centred, table) {
+        (false, false, _, false) => plain::<With<false, false, false>>,
+        (true, false, _, false) => plain::<With<true, false, false>>,
+        (false, true, true, false) => plain::<With<false, true, false>>,
+        (true, true, true, false) => plain::<With<true, true, false>>,
+        (false, true, false, false) => plain::<With<false, true, true>>,
+        (true, true, false, false) => plain::<With<true, true, true>>,
+        (false, false, _, true) => with_table::<With<false, false, false>>,
+        (true, false, _, true) => with_table::<With<true, false, false>>,
+        (false, true, _, true) => with_table::<With<false, true, true>>,
+        (true, true, _, true) => with_table::<With<true, true, true>>,
     };
     // SAFETY: the caller keeps the contract.
     unsafe { kernel(how, tile, acc, pitch, to, stride) }
