@@ -148,7 +148,9 @@ fn requantized_codes_are_those_of_the_formula_on_every_kernel() {
         [(0, -127, 127), (-128, -128, 127), (-5, -5, 127), (100, -128, 110), (127, 127, 127)]
     {
         let table = TableI8::new(|code| code.wrapping_mul(5));
-        for with in 0..8 {
+        for with in 0..16 {
+            // Zero points that cancel have a path of their own.
+            let (a_zero, b_zero) = if with & 8 != 0 { (zero, 0) } else { (3, 11) };
             let requantize = Requantize {
                 bias: (with & 1 != 0).then_some(&bias[..]),
                 lo,
@@ -156,15 +158,7 @@ fn requantized_codes_are_those_of_the_formula_on_every_kernel() {
                 residual: (with & 2 != 0).then_some(ResidualI8 {
                     data: &residual,
                     row_stride: n + 1,
-                    how: AddI8 {
-                        a_scale: 0.7,
-                        a_zero: 3,
-                        b_scale: 0.37,
-                        b_zero: 11,
-                        zero: -9,
-                        lo: -9,
-                        hi: 120,
-                    },
+                    how: AddI8 { a_scale: 0.7, a_zero, b_scale: 0.37, b_zero, zero: -9, lo: -9, hi: 120 },
                 }),
                 table: (with & 4 != 0).then_some(&table),
                 ..Requantize::new(&scale, None, zero)
