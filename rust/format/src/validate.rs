@@ -5,10 +5,12 @@ use std::collections::HashSet;
 
 use crate::error::{FormatError, Problem, Result};
 use crate::model::{Model, Table};
-use crate::schema::{TableKind, if_param, net, op, sub_graph_proto, while_param};
+use crate::schema::{TableKind, Usage, if_param, net, op, sub_graph_proto, while_param};
 
 /// Checks that the ops and tensor names are there, that all tensor indices exist (-1 stands for an optional input
-/// that is not used), that no tensor is produced twice in a graph, and that the subgraphs that ops name exist.
+/// that is not used), that no tensor is produced twice in a graph, and that the subgraphs that ops name exist. In files with
+/// fixed shapes MNN's converter lets one op go on with what another one has produced, so there a tensor may be produced
+/// again.
 ///
 /// # Errors
 /// [`FormatError::Invalid`] with the first broken invariant and the path of its field.
@@ -29,7 +31,8 @@ pub fn validate(model: &Model) -> Result<()> {
             return Err(FormatError::at(format!("subgraphs[{position}].name"), problem));
         }
     }
-    check_graph("oplists", model.ops(), model.tensor_names().len(), &names)?;
+    let again = root.get(net::USAGE) == Usage::INFERENCE_STATIC;
+    check_graph("oplists", model.ops(), model.tensor_names().len(), &names, again)?;
     for (position, subgraph) in subgraphs.iter().enumerate() {
         check_subgraph(subgraph, &names).map_err(|error| error.within(&format!("subgraphs[{position}]")))?;
     }
@@ -48,17 +51,17 @@ fn check_subgraph(subgraph: &Table, names: &HashSet<&str>) -> Result<()> {
             check_index(index, count).map_err(|error| error.within(&format!("{name}[{position}]")))?;
         }
     }
-    check_graph("nodes", nodes, count, names)
+    check_graph("nodes", nodes, count, names, false)
 }
 
-/// Checks the ops of one graph; `list` is the name of the field that holds them.
-fn check_graph(list: &str, ops: &[Table], tensors: usize, names: &HashSet<&str>) -> Result<()> {
+/// Checks the ops of one graph; `list` is the name of the field that holds them. `again`: tensors may be produced again.
+fn check_graph(list: &str, ops: &[Table], tensors: usize, names: &HashSet<&str>, again: bool) -> Result<()> {
     let mut producer: Vec<Option<usize>> = vec![None; tensors];
     for (position, node) in ops.iter().enumerate() {
         check_op(node, tensors, names, |index| {
             let entry = usize::try_from(index).ok().and_then(|index| producer.get_mut(index));
             match entry.map(|by| by.replace(position)) {
-                Some(Some(by)) => Err(FormatError::at("", Problem::ProducedTwice { index, by })),
+                Some(Some(by)) if !again => Err(FormatError::at("", Problem::ProducedTwice { index, by })),
                 _ => Ok(()),
             }
         })

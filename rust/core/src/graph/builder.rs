@@ -5,12 +5,13 @@ use std::sync::Arc;
 
 use mnnq_format::model::{Numbers, Table};
 use mnnq_format::schema::{
-    DataType, OpType, input, net, op, sub_graph_proto, tensor_describe, tensor_quant_info,
+    DataType, OpType, TableKind, input, net, op, sub_graph_proto, tensor_describe, tensor_quant_info,
 };
 use mnnq_format::{Model, blob};
 
 use super::int8::{self, Form, Placement};
 use super::{Graph, GraphInput, Node, ValueId};
+use crate::ops::loops::tensors as loop_tensors;
 use crate::ops::{OpError, OpSource, Operator, QuantInfo, Subgraphs, create_operator};
 use crate::runtime::config::SessionOptions;
 use crate::runtime::error::RuntimeError;
@@ -126,11 +127,12 @@ impl BuildContext<'_> {
         let floats = source.described.iter().filter_map(|table| describe(&mut graph, table)).collect();
         int8::propagate(&mut graph.quant, &floats, source.ops, source.names.len());
         let mut placement = Placement::new(&graph, source.ops, source.outputs.as_deref());
+        let mut versions = Versions::default();
         for table in source.ops {
-            self.add_op(&mut graph, &mut placement, table, source)?;
+            self.add_op(&mut graph, (&mut placement, &mut versions), table, source)?;
         }
         graph.outputs = match &source.outputs {
-            Some(outputs) => outputs.clone(),
+            Some(outputs) => outputs.iter().map(|&tensor| versions.current(tensor)).collect(),
             None => unconsumed(&graph),
         };
         placement.finish(&mut graph);
@@ -144,7 +146,7 @@ impl BuildContext<'_> {
     fn add_op(
         &mut self,
         graph: &mut Graph,
-        placement: &mut Placement,
+        (placement, versions): (&mut Placement, &mut Versions),
         table: &Table,
         source: &GraphSource<'_>,
     ) -> Result<(), RuntimeError> {
@@ -187,6 +189,11 @@ impl BuildContext<'_> {
             }
             _ => {}
         }
+        let commands = main.filter(|main| op_type == OpType::While && main.kind() == TableKind::LoopParam);
+        let (inputs, outputs) = match commands {
+            Some(main) => loop_tensors(main, inputs, outputs, |tensor| versions.made.contains(&tensor)),
+            None => (inputs, outputs),
+        };
         let quant = |value: Option<ValueId>| value.and_then(|value| graph.quant.get(&value).copied());
         let described = |value: ValueId| {
             let found =
@@ -203,7 +210,10 @@ impl BuildContext<'_> {
             input_quant: inputs.iter().map(|&value| quant(value)).collect(),
             output_quant: outputs.iter().map(|&value| quant(Some(value))).collect(),
             described: outputs.iter().map(|&value| described(value)).collect(),
+            input_tensors: &inputs,
+            output_tensors: &outputs,
         };
+        let (inputs, outputs) = versions.place(graph, &inputs, &outputs);
         let form = placement.form(graph, op_type, main, &inputs, &outputs);
         let form = placement.settle(form, &inputs);
         match operator(&op_source, self, form) {
@@ -214,6 +224,44 @@ impl BuildContext<'_> {
             Err(error) => self.problems.push(format!("{}: {error}", place())),
         }
         Ok(())
+    }
+}
+
+/// Files with fixed shapes may produce a tensor again, going on with what it holds. In a graph every tensor is produced once, so
+/// what comes later is another tensor. The last one keeps the name.
+#[derive(Default)]
+struct Versions {
+    /// Tensors of the file that operators have produced.
+    made: HashSet<ValueId>,
+    /// What those that were produced again stand for now.
+    latest: HashMap<ValueId, ValueId>,
+}
+
+impl Versions {
+    fn current(&self, tensor: ValueId) -> ValueId {
+        self.latest.get(&tensor).copied().unwrap_or(tensor)
+    }
+
+    /// The tensors of the graph that a node reads and produces.
+    fn place(
+        &mut self,
+        graph: &mut Graph,
+        inputs: &[Option<ValueId>],
+        outputs: &[ValueId],
+    ) -> (Vec<Option<ValueId>>, Vec<ValueId>) {
+        let inputs = inputs.iter().map(|input| input.map(|tensor| self.current(tensor))).collect();
+        let outputs = outputs.iter().map(|&tensor| {
+            if self.made.insert(tensor) {
+                return tensor;
+            }
+            let (old, new) = (self.current(tensor), graph.names.len());
+            let name = graph.names[old].clone();
+            graph.names[old] = format!("{name} (before {new})");
+            graph.names.push(name);
+            self.latest.insert(tensor, new);
+            new
+        });
+        (inputs, outputs.collect())
     }
 }
 

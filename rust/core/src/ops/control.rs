@@ -8,6 +8,7 @@ use mnnq_format::schema::{TableKind, if_param, string_vec, while_param};
 use smallvec::SmallVec;
 
 use super::error::{OpError, OpResult};
+use super::loops;
 use super::operator::{Facts, InferError, InferResult, Kernel, Operator, PrepareContext, StepIo};
 use super::registry::{OpSource, Subgraphs};
 use super::while_loop::While;
@@ -233,7 +234,7 @@ pub(super) fn create_while(
     subgraphs: &mut dyn Subgraphs,
 ) -> OpResult<Arc<dyn Operator>> {
     if source.main.is_some_and(|table| table.kind() == TableKind::LoopParam) {
-        return Err(OpError::unsupported("the loop of commands of a file with fixed shapes"));
+        return loops::create(source, subgraphs);
     }
     let table = source.param(TableKind::WhileParam)?;
     let name = table.get(while_param::BODY_GRAPH);

@@ -24,6 +24,7 @@ mod gather_nd;
 pub(crate) mod int8;
 mod interp;
 mod layer_norm;
+pub(crate) mod loops;
 mod lrn;
 mod matmul;
 mod nms;

@@ -33,6 +33,10 @@ pub struct OpSource<'a> {
     pub output_quant: SmallVec<[Option<QuantInfo>; 2]>,
     /// `TensorDescribe` tables of the outputs, in files whose shapes are fixed.
     pub described: Vec<Option<&'a Table>>,
+    /// Numbers of the inputs in the file, with those of loops of commands that only the graph knows.
+    pub input_tensors: &'a [Option<usize>],
+    /// Numbers of the outputs in the file, likewise.
+    pub output_tensors: &'a [usize],
 }
 
 impl<'a> OpSource<'a> {
