@@ -9,6 +9,7 @@ use crate::gemm_half::GemmHalf;
 use crate::gemm_i8::GemmI8;
 use crate::gemm_w4::GemmW4;
 use crate::simd::VectorIsa;
+use crate::winograd_i8::WinogradI8;
 
 /// The kernel chosen for each family.
 ///
@@ -28,6 +29,8 @@ pub struct KernelSet {
     pub depthwise_f32: VectorIsa,
     /// Depthwise convolution of int8 activations.
     pub depthwise_i8: DepthwiseI8,
+    /// Convolution of int8 activations by Winograd's algorithm.
+    pub winograd_i8: WinogradI8,
     /// Unary and binary element-wise functions.
     pub elementwise_f32: VectorIsa,
     /// Max and average pooling.
@@ -80,6 +83,7 @@ impl KernelSet {
             gemm_w4: GemmW4::at_most(cap),
             depthwise_f32: vector,
             depthwise_i8: DepthwiseI8::at_most(cap),
+            winograd_i8: WinogradI8::at_most(cap),
             elementwise_f32: vector,
             pool_f32: vector,
             reduce_f32: vector,
@@ -99,6 +103,7 @@ impl KernelSet {
             KernelChoice { family: "gemm_w4", kernel: self.gemm_w4.name().to_owned() },
             vector("depthwise_f32", self.depthwise_f32),
             KernelChoice { family: "depthwise_i8", kernel: self.depthwise_i8.name().to_owned() },
+            KernelChoice { family: "winograd_i8", kernel: self.winograd_i8.name().to_owned() },
             vector("elementwise_f32", self.elementwise_f32),
             vector("pool_f32", self.pool_f32),
             vector("reduce_f32", self.reduce_f32),

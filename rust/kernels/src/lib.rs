@@ -52,6 +52,7 @@ pub mod softmax;
 pub mod testing;
 pub mod transpose;
 pub mod winograd_f32;
+pub mod winograd_i8;
 
 pub use aligned::{AlignedBytes, AlignedVec};
 pub use dispatch::{KernelChoice, KernelSet};

@@ -11,6 +11,8 @@
 
 use std::sync::OnceLock;
 
+use crate::simd::VectorIsa;
+
 /// A computation that [`dispatch`] compiles once per [`Level`].
 ///
 /// Mark the implementation of [`run`](Self::run) and every function it calls in its hot loop
@@ -70,15 +72,27 @@ impl Level {
     }
 }
 
+impl From<VectorIsa> for Level {
+    fn from(isa: VectorIsa) -> Self {
+        Self(match isa {
+            #[cfg(target_arch = "x86_64")]
+            VectorIsa::Avx2(_) => Kind::Avx2,
+            #[cfg(target_arch = "x86_64")]
+            VectorIsa::Avx512(_) => Kind::Avx512,
+            _ => Kind::Baseline,
+        })
+    }
+}
+
 /// Runs `work` compiled for `level`.
 #[inline]
 pub fn dispatch<L: Loop>(level: Level, work: L) -> L::Output {
     match level.0 {
         Kind::Baseline => work.run(),
-        // SAFETY: a `Level` of this kind is made only by `available`, which saw the features `run_avx2` enables.
+        // SAFETY: a `Level` of this kind is made only from a token of the features that `run_avx2` enables.
         #[cfg(target_arch = "x86_64")]
         Kind::Avx2 => unsafe { run_avx2(work) },
-        // SAFETY: a `Level` of this kind is made only by `available`, which saw the features `run_avx512` enables.
+        // SAFETY: a `Level` of this kind is made only from a token of the features that `run_avx512` enables.
         #[cfg(target_arch = "x86_64")]
         Kind::Avx512 => unsafe { run_avx512(work) },
     }

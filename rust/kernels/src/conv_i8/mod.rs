@@ -5,7 +5,7 @@
 //! and padding reads the image as a matrix.
 
 #[cfg(test)]
-mod tests;
+pub(crate) mod tests;
 
 use std::ops::Range;
 

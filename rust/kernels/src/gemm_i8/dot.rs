@@ -26,6 +26,8 @@ pub(crate) trait Dot: Copy {
     const GROUP: usize;
     /// Bytes of an element of packed A: 1, or 2 where it is widened.
     const A_BYTES: usize;
+    /// Bytes of an element of B: 1, or 2 for products of 16-bit operands.
+    const B_BYTES: usize = 1;
     /// Groups per load of A.
     const STEPS: usize = 1;
     /// What packing adds to each code of A: 128 where the instruction wants an unsigned operand.
@@ -50,7 +52,7 @@ pub(crate) trait Dot: Copy {
     /// `LANES` groups of B.
     ///
     /// # Safety
-    /// `from` must be readable for `LANES * GROUP` bytes.
+    /// `from` must be readable for `LANES * GROUP * B_BYTES` bytes.
     unsafe fn load_b(self, from: *const i8) -> Self::B;
     /// `STEPS` groups of packed A.
     ///
@@ -113,7 +115,7 @@ unsafe fn step<D: Dot, const MR: usize, const NT: usize, const NVP: usize, const
 ) {
     // SAFETY: the caller vouches for the panels and for the rows of A.
     unsafe {
-        let vector = D::LANES * D::GROUP;
+        let vector = D::LANES * D::GROUP * D::B_BYTES;
         let b = b.add(STEP * NVP * vector);
         let mut columns = [d.load_b(b); NT];
         for v in 0..NT {
@@ -174,7 +176,7 @@ pub(crate) unsafe fn tile<D: Dot, const MR: usize, const NT: usize, const NVP: u
                     step::<D, MR, NT, NVP, 7>(d, &mut acc, &a, b, args.panel_pitch);
                 }
                 from = from.add(D::STEPS * group_bytes);
-                b = b.add(D::STEPS * NVP * D::LANES * D::GROUP);
+                b = b.add(D::STEPS * NVP * D::LANES * D::GROUP * D::B_BYTES);
             }
         }
         for i in 0..MR {

@@ -24,7 +24,7 @@
 
 #[cfg(target_arch = "aarch64")]
 mod a64;
-mod dot;
+pub(crate) mod dot;
 mod driver;
 mod epilogue;
 mod kernels;
@@ -37,6 +37,8 @@ mod tests;
 mod x86_finish;
 #[cfg(target_arch = "x86_64")]
 mod x86_finish_narrow;
+#[cfg(target_arch = "x86_64")]
+pub(crate) mod x86_vectors;
 #[cfg(target_arch = "x86_64")]
 mod x86_vnni;
 #[cfg(target_arch = "x86_64")]

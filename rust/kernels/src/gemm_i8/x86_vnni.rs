@@ -6,21 +6,17 @@ use std::arch::x86_64::*;
 
 use super::dot::{CopyRows, Dot, LINE, TileArgs, copy_bytes, tile};
 use super::kernels::Geometry;
-
-/// A group of A in memory, broadcast where it is used.
-type Group = *const i32;
+use super::x86_vectors::{broadcast_groups, vectors};
 
 #[derive(Clone, Copy)]
 struct Vnni512;
 
 impl Dot for Vnni512 {
-    const LANES: usize = 16;
+    vectors!(__m512i, 16, _mm512_loadu_si512, _mm512_storeu_si512);
+    broadcast_groups!();
     const GROUP: usize = 4;
     const A_BYTES: usize = 1;
     const A_SHIFT: i32 = 128;
-    type I = __m512i;
-    type B = __m512i;
-    type A = Group;
 
     #[inline(always)]
     fn prefetch(self, ahead: *const i8) {
@@ -28,23 +24,9 @@ impl Dot for Vnni512 {
         unsafe { _mm_prefetch::<_MM_HINT_T0>(ahead) }
     }
     #[inline(always)]
-    unsafe fn load_i32(self, from: *const i32) -> Self::I {
-        // SAFETY: the caller vouches for the memory, and a microkernel runs only on a CPU that has the instructions.
-        unsafe { _mm512_loadu_si512(from.cast()) }
-    }
-    #[inline(always)]
-    unsafe fn store_i32(self, to: *mut i32, x: Self::I) {
-        // SAFETY: as in `load_i32`.
-        unsafe { _mm512_storeu_si512(to.cast(), x) }
-    }
-    #[inline(always)]
     unsafe fn load_b(self, from: *const i8) -> Self::B {
         // SAFETY: as in `load_i32`.
         unsafe { _mm512_loadu_si512(from.cast()) }
-    }
-    #[inline(always)]
-    unsafe fn load_a(self, from: *const u8) -> Self::A {
-        from.cast()
     }
     #[inline(always)]
     unsafe fn dot<const STEP: usize>(self, acc: Self::I, a: Self::A, b: Self::B) -> Self::I {
@@ -57,32 +39,16 @@ impl Dot for Vnni512 {
 struct Vnni256;
 
 impl Dot for Vnni256 {
-    const LANES: usize = 8;
+    vectors!(__m256i, 8, _mm256_loadu_si256, _mm256_storeu_si256);
+    broadcast_groups!();
     const GROUP: usize = 4;
     const A_BYTES: usize = 1;
     const A_SHIFT: i32 = 128;
-    type I = __m256i;
-    type B = __m256i;
-    type A = Group;
 
-    #[inline(always)]
-    unsafe fn load_i32(self, from: *const i32) -> Self::I {
-        // SAFETY: the caller vouches for the memory, and a microkernel runs only on a CPU that has the instructions.
-        unsafe { _mm256_loadu_si256(from.cast()) }
-    }
-    #[inline(always)]
-    unsafe fn store_i32(self, to: *mut i32, x: Self::I) {
-        // SAFETY: as in `load_i32`.
-        unsafe { _mm256_storeu_si256(to.cast(), x) }
-    }
     #[inline(always)]
     unsafe fn load_b(self, from: *const i8) -> Self::B {
         // SAFETY: as in `load_i32`.
         unsafe { _mm256_loadu_si256(from.cast()) }
-    }
-    #[inline(always)]
-    unsafe fn load_a(self, from: *const u8) -> Self::A {
-        from.cast()
     }
     #[inline(always)]
     unsafe fn dot<const STEP: usize>(self, acc: Self::I, a: Self::A, b: Self::B) -> Self::I {

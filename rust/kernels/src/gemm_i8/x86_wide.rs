@@ -6,55 +6,30 @@ use std::arch::x86_64::*;
 
 use super::dot::{Dot, TileArgs, copy_wide, tile};
 use super::kernels::Geometry;
+use super::x86_vectors::{broadcast_groups, shuffled, shuffled_groups, vectors};
 
 #[derive(Clone, Copy)]
 struct Wide128;
 
 impl Dot for Wide128 {
-    const LANES: usize = 4;
+    vectors!(__m128i, 4, _mm_loadu_si128, _mm_storeu_si128);
+    shuffled_groups!();
     const GROUP: usize = 2;
     const A_BYTES: usize = 2;
-    const STEPS: usize = 4;
     const A_SHIFT: i32 = 0;
-    type I = __m128i;
-    type B = __m128i;
-    type A = __m128i;
 
     #[inline(always)]
-    unsafe fn load_i32(self, from: *const i32) -> Self::I {
-        // SAFETY: the caller vouches for the memory.
-        unsafe { _mm_loadu_si128(from.cast()) }
-    }
-    #[inline(always)]
-    unsafe fn store_i32(self, to: *mut i32, x: Self::I) {
-        // SAFETY: as in `load_i32`.
-        unsafe { _mm_storeu_si128(to.cast(), x) }
-    }
-    #[inline(always)]
     unsafe fn load_b(self, from: *const i8) -> Self::B {
-        // SAFETY: as in `load_i32`: eight bytes are read.
+        // SAFETY: as in `load_i32`.
         unsafe {
             let codes = _mm_loadl_epi64(from.cast());
             _mm_srai_epi16::<8>(_mm_unpacklo_epi8(codes, codes))
         }
     }
     #[inline(always)]
-    unsafe fn load_a(self, from: *const u8) -> Self::A {
-        // SAFETY: as in `load_i32`: four groups are read.
-        unsafe { _mm_loadu_si128(from.cast()) }
-    }
-    #[inline(always)]
     unsafe fn dot<const STEP: usize>(self, acc: Self::I, a: Self::A, b: Self::B) -> Self::I {
-        // SAFETY: SSE2 is part of x86-64.
-        unsafe {
-            let group = match STEP {
-                0 => _mm_shuffle_epi32::<0x00>(a),
-                1 => _mm_shuffle_epi32::<0x55>(a),
-                2 => _mm_shuffle_epi32::<0xaa>(a),
-                _ => _mm_shuffle_epi32::<0xff>(a),
-            };
-            _mm_add_epi32(acc, _mm_madd_epi16(group, b))
-        }
+        // SAFETY: as in `load_i32`.
+        unsafe { _mm_add_epi32(acc, _mm_madd_epi16(shuffled!(STEP, a), b)) }
     }
 }
 
@@ -62,32 +37,16 @@ impl Dot for Wide128 {
 struct Wide256;
 
 impl Dot for Wide256 {
-    const LANES: usize = 8;
+    vectors!(__m256i, 8, _mm256_loadu_si256, _mm256_storeu_si256);
+    broadcast_groups!();
     const GROUP: usize = 2;
     const A_BYTES: usize = 2;
     const A_SHIFT: i32 = 0;
-    type I = __m256i;
-    type B = __m256i;
-    type A = *const i32;
 
-    #[inline(always)]
-    unsafe fn load_i32(self, from: *const i32) -> Self::I {
-        // SAFETY: the caller vouches for the memory, and a microkernel runs only on a CPU that has the instructions.
-        unsafe { _mm256_loadu_si256(from.cast()) }
-    }
-    #[inline(always)]
-    unsafe fn store_i32(self, to: *mut i32, x: Self::I) {
-        // SAFETY: as in `load_i32`.
-        unsafe { _mm256_storeu_si256(to.cast(), x) }
-    }
     #[inline(always)]
     unsafe fn load_b(self, from: *const i8) -> Self::B {
         // SAFETY: as in `load_i32`.
         unsafe { _mm256_cvtepi8_epi16(_mm_loadu_si128(from.cast())) }
-    }
-    #[inline(always)]
-    unsafe fn load_a(self, from: *const u8) -> Self::A {
-        from.cast()
     }
     #[inline(always)]
     unsafe fn dot<const STEP: usize>(self, acc: Self::I, a: Self::A, b: Self::B) -> Self::I {
@@ -100,32 +59,16 @@ impl Dot for Wide256 {
 struct Wide512;
 
 impl Dot for Wide512 {
-    const LANES: usize = 16;
+    vectors!(__m512i, 16, _mm512_loadu_si512, _mm512_storeu_si512);
+    broadcast_groups!();
     const GROUP: usize = 2;
     const A_BYTES: usize = 2;
     const A_SHIFT: i32 = 0;
-    type I = __m512i;
-    type B = __m512i;
-    type A = *const i32;
 
-    #[inline(always)]
-    unsafe fn load_i32(self, from: *const i32) -> Self::I {
-        // SAFETY: the caller vouches for the memory, and a microkernel runs only on a CPU that has the instructions.
-        unsafe { _mm512_loadu_si512(from.cast()) }
-    }
-    #[inline(always)]
-    unsafe fn store_i32(self, to: *mut i32, x: Self::I) {
-        // SAFETY: as in `load_i32`.
-        unsafe { _mm512_storeu_si512(to.cast(), x) }
-    }
     #[inline(always)]
     unsafe fn load_b(self, from: *const i8) -> Self::B {
         // SAFETY: as in `load_i32`.
         unsafe { _mm512_cvtepi8_epi16(_mm256_loadu_si256(from.cast())) }
-    }
-    #[inline(always)]
-    unsafe fn load_a(self, from: *const u8) -> Self::A {
-        from.cast()
     }
     #[inline(always)]
     unsafe fn dot<const STEP: usize>(self, acc: Self::I, a: Self::A, b: Self::B) -> Self::I {

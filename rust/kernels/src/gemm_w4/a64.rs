@@ -96,7 +96,7 @@ pub(super) const WIDE_ZERO: i32 = 0;
 #[target_feature(enable = "neon")]
 pub(super) unsafe fn tile_wide<const NIBBLES: bool, const MR: usize, const NT: usize>(args: &TileArgs) {
     // SAFETY: the caller keeps the contract of `TileFn`; a kernel exists only with its token.
-    unsafe { tile::<Wide, NIBBLES, MR, NT, 4>(Wide(Neon::assume()), args) }
+    unsafe { tile::<Wide, NIBBLES, MR, NT>(Wide(Neon::assume()), args) }
 }
 
 /// # Safety
@@ -104,5 +104,5 @@ pub(super) unsafe fn tile_wide<const NIBBLES: bool, const MR: usize, const NT: u
 #[target_feature(enable = "neon,dotprod")]
 pub(super) unsafe fn tile_sdot<const NIBBLES: bool, const MR: usize, const NT: usize>(args: &TileArgs) {
     // SAFETY: the caller keeps the contract of `TileFn`; a kernel exists only with its token.
-    unsafe { tile::<Sdot, NIBBLES, MR, NT, 4>(Sdot(Neon::assume()), args) }
+    unsafe { tile::<Sdot, NIBBLES, MR, NT>(Sdot(Neon::assume()), args) }
 }

@@ -106,7 +106,7 @@ pub fn gemm_w4(
     let threads = executor.threads();
     let most_tasks = m.saturating_mul(n).saturating_mul(k.max(1)).div_ceil(TASK_PRODUCTS);
     let wanted = if threads > 1 { most_tasks.min(4 * threads) } else { 1 };
-    let unit = kernel.nr() * if m <= 2 { kernel.wide_panels } else { 1 };
+    let unit = kernel.nr();
     let column_parts = wanted.min(n.div_ceil(unit));
     let row_parts = wanted.div_ceil(column_parts).min(m.div_ceil(kernel.mr()));
     for_each_task(executor, row_parts * column_parts, (0..threads).map(|_| ()), |task, ()| {
@@ -173,36 +173,30 @@ impl Job<'_> {
     /// # Safety
     /// Nobody else may use this block of the output meanwhile.
     unsafe fn block(&self, rows: Range<usize>, columns: Range<usize>) {
-        let (kernel, w) = (self.kernel, self.weights);
+        let kernel = self.kernel;
         if rows.is_empty() {
             return;
         }
         let nr = kernel.nr();
-        let mut column = columns.start;
-        while column < columns.end {
-            let whole = column + kernel.wide_panels * nr <= columns.end;
-            let wide = if whole { kernel.wide_tile(w.is_nibbles(), rows.len()) } else { None };
-            let width = if wide.is_some() { kernel.wide_panels * nr } else { nr.min(columns.end - column) };
-            let pitch = if wide.is_some() { width } else { nr };
-            let tiles = if wide.is_some() { 1 } else { rows.len().div_ceil(kernel.mr()) };
+        let tiles = rows.len().div_ceil(kernel.mr());
+        for column in columns.clone().step_by(nr) {
+            let width = nr.min(columns.end - column);
             for index in 0..tiles {
                 let part = even_part(rows.len(), tiles, 1, index);
-                let row = rows.start + part.start;
-                let microkernel = wide.unwrap_or_else(|| kernel.tile(w.is_nibbles(), part.len()));
-                let tile = Tile { row, rows: part.len(), column, columns: width };
+                let tile = Tile { row: rows.start + part.start, rows: part.len(), column, columns: width };
                 // SAFETY: rows and columns lie inside the block that the caller lends.
-                unsafe { self.tile(microkernel, tile, pitch) };
+                unsafe { self.tile(tile) };
             }
-            column += width;
         }
     }
 
-    /// One tile, with sums at distance `pitch`.
+    /// One tile.
     ///
     /// # Safety
-    /// As [`block`](Self::block); the microkernel belongs to the tile's rows and to `pitch` columns.
-    unsafe fn tile(&self, microkernel: super::micro::TileFn, tile: Tile, pitch: usize) {
-        let w = self.weights;
+    /// As [`block`](Self::block).
+    unsafe fn tile(&self, tile: Tile) {
+        let (w, pitch) = (self.weights, self.kernel.nr());
+        let microkernel = self.kernel.tile(w.is_nibbles(), tile.rows);
         let mut sums = std::mem::MaybeUninit::<Sums>::uninit();
         let acc = sums.as_mut_ptr().cast::<f32>();
         debug_assert!(tile.rows * pitch <= MOST_TILE);
@@ -213,7 +207,6 @@ impl Job<'_> {
             blocks: w.blocks(),
             units: w.padded_block() / K_UNIT,
             b: w.panels(tile.column).as_ptr(),
-            panel_pitch: w.panel_bytes(),
             has_offsets: w.has_offsets(),
             zero: w.zero(),
             out: acc,

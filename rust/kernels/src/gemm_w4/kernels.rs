@@ -17,9 +17,6 @@ pub struct GemmW4 {
     pub(super) wide_zero: i32,
     /// Tiles of one panel, `[rows - 1]`, for nibbles and for bytes.
     tiles: [&'static [TileFn]; 2],
-    /// Tiles of [`wide_panels`](Self::wide_panels) panels.
-    wide: [&'static [TileFn]; 2],
-    pub(super) wide_panels: usize,
 }
 
 impl std::fmt::Debug for GemmW4 {
@@ -44,8 +41,6 @@ fn baseline() -> GemmW4 {
         nr: 8,
         wide_zero: portable::WIDE_ZERO,
         tiles: tiles!(tile_plain, 2, [1 2]),
-        wide: tiles!(tile_plain, 4, [1]),
-        wide_panels: 2,
     }
 }
 
@@ -61,8 +56,6 @@ fn of_architecture() -> Vec<GemmW4> {
         nr: 16,
         wide_zero: WIDE_ZERO,
         tiles: tiles!(tile_madd_256, 2, [1 2 3 4]),
-        wide: tiles!(tile_madd_256, 4, [1]),
-        wide_panels: 2,
     }));
     all.extend(AvxVnni::detect().map(|token| GemmW4 {
         name: "gemm_w4_avxvnni_4x16",
@@ -71,8 +64,6 @@ fn of_architecture() -> Vec<GemmW4> {
         nr: 16,
         wide_zero: WIDE_ZERO,
         tiles: tiles!(tile_vnni_256, 2, [1 2 3 4]),
-        wide: tiles!(tile_vnni_256, 4, [1]),
-        wide_panels: 2,
     }));
     all.extend(Avx512::detect().map(|token| GemmW4 {
         name: "gemm_w4_avx512_10x32",
@@ -81,8 +72,6 @@ fn of_architecture() -> Vec<GemmW4> {
         nr: 32,
         wide_zero: WIDE_ZERO,
         tiles: tiles!(tile_madd_512, 2, [1 2 3 4 5 6 7 8 9 10]),
-        wide: tiles!(tile_madd_512, 8, [1]),
-        wide_panels: 4,
     }));
     all.extend(Avx512Vnni::detect().map(|token| GemmW4 {
         name: "gemm_w4_avx512vnni_12x32",
@@ -91,8 +80,6 @@ fn of_architecture() -> Vec<GemmW4> {
         nr: 32,
         wide_zero: WIDE_ZERO,
         tiles: tiles!(tile_vnni_512, 2, [1 2 3 4 5 6 7 8 9 10 11 12]),
-        wide: tiles!(tile_vnni_512, 8, [1 2]),
-        wide_panels: 4,
     }));
     all
 }
@@ -109,8 +96,6 @@ fn of_architecture() -> Vec<GemmW4> {
         nr: 16,
         wide_zero: WIDE_ZERO,
         tiles: tiles!(tile_wide, 4, [1 2]),
-        wide: tiles!(tile_wide, 8, [1]),
-        wide_panels: 2,
     }));
     all.extend(NeonDotprod::detect().map(|token| GemmW4 {
         name: "gemm_w4_dotprod_4x16",
@@ -119,8 +104,6 @@ fn of_architecture() -> Vec<GemmW4> {
         nr: 16,
         wide_zero: WIDE_ZERO,
         tiles: tiles!(tile_sdot, 4, [1 2 3 4]),
-        wide: tiles!(tile_sdot, 8, [1]),
-        wide_panels: 2,
     }));
     all
 }
@@ -168,9 +151,5 @@ impl GemmW4 {
 
     pub(super) fn tile(&self, nibbles: bool, rows: usize) -> TileFn {
         self.tiles[usize::from(!nibbles)][rows - 1]
-    }
-
-    pub(super) fn wide_tile(&self, nibbles: bool, rows: usize) -> Option<TileFn> {
-        self.wide[usize::from(!nibbles)].get(rows - 1).copied()
     }
 }

@@ -54,5 +54,5 @@ pub(super) const WIDE_ZERO: i32 = Plain::WIDE_ZERO;
 /// As [`TileFn`](super::micro::TileFn).
 pub(super) unsafe fn tile_plain<const NIBBLES: bool, const MR: usize, const NT: usize>(args: &TileArgs) {
     // SAFETY: the caller keeps the contract of `TileFn`.
-    unsafe { tile::<Plain, NIBBLES, MR, NT, 2>(Plain, args) }
+    unsafe { tile::<Plain, NIBBLES, MR, NT>(Plain, args) }
 }

@@ -195,7 +195,7 @@ pub(super) const WIDE_ZERO: i32 = 128;
 #[target_feature(enable = "avx2,fma,f16c")]
 pub(super) unsafe fn tile_madd_256<const NIBBLES: bool, const MR: usize, const NT: usize>(args: &TileArgs) {
     // SAFETY: the caller keeps the contract of `TileFn`; a kernel exists only with its token.
-    unsafe { tile::<Madd256, NIBBLES, MR, NT, 2>(Madd256(Avx2::assume()), args) }
+    unsafe { tile::<Madd256, NIBBLES, MR, NT>(Madd256(Avx2::assume()), args) }
 }
 
 /// # Safety
@@ -203,7 +203,7 @@ pub(super) unsafe fn tile_madd_256<const NIBBLES: bool, const MR: usize, const N
 #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx2,fma,f16c")]
 pub(super) unsafe fn tile_madd_512<const NIBBLES: bool, const MR: usize, const NT: usize>(args: &TileArgs) {
     // SAFETY: the caller keeps the contract of `TileFn`; a kernel exists only with its token.
-    unsafe { tile::<Madd512, NIBBLES, MR, NT, 2>(Madd512(Avx512::assume()), args) }
+    unsafe { tile::<Madd512, NIBBLES, MR, NT>(Madd512(Avx512::assume()), args) }
 }
 
 /// # Safety
@@ -211,7 +211,7 @@ pub(super) unsafe fn tile_madd_512<const NIBBLES: bool, const MR: usize, const N
 #[target_feature(enable = "avxvnni,avx2,fma,f16c")]
 pub(super) unsafe fn tile_vnni_256<const NIBBLES: bool, const MR: usize, const NT: usize>(args: &TileArgs) {
     // SAFETY: the caller keeps the contract of `TileFn`; a kernel exists only with its token.
-    unsafe { tile::<Vnni256, NIBBLES, MR, NT, 2>(Vnni256(Avx2::assume()), args) }
+    unsafe { tile::<Vnni256, NIBBLES, MR, NT>(Vnni256(Avx2::assume()), args) }
 }
 
 /// # Safety
@@ -219,5 +219,5 @@ pub(super) unsafe fn tile_vnni_256<const NIBBLES: bool, const MR: usize, const N
 #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vnni,avx2,fma,f16c")]
 pub(super) unsafe fn tile_vnni_512<const NIBBLES: bool, const MR: usize, const NT: usize>(args: &TileArgs) {
     // SAFETY: the caller keeps the contract of `TileFn`; a kernel exists only with its token.
-    unsafe { tile::<Vnni512, NIBBLES, MR, NT, 2>(Vnni512(Avx512::assume()), args) }
+    unsafe { tile::<Vnni512, NIBBLES, MR, NT>(Vnni512(Avx512::assume()), args) }
 }

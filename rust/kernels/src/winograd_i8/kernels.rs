@@ -1,0 +1,138 @@
+//! The kernels of this family: one entry per instruction set.
+
+use super::portable::tile_plain;
+use crate::cpu::IsaLevel;
+use crate::gemm_f32::micro::tile_table;
+use crate::gemm_i8::dot::TileFn;
+use crate::simd::VectorIsa;
+
+/// A kernel for Winograd's convolution of codes: its tile size, its microkernels, and the proof that they may run.
+///
+/// Weights are packed for one kernel ([`PackedWinogradI8`](super::PackedWinogradI8)) and used with the same one.
+#[derive(Clone, Copy)]
+pub struct WinogradI8 {
+    name: &'static str,
+    level: IsaLevel,
+    isa: VectorIsa,
+    lanes: usize,
+    /// Pairs of channels per step of the inner loop.
+    pub(super) steps: usize,
+    tiles: &'static [&'static [TileFn]],
+}
+
+impl std::fmt::Debug for WinogradI8 {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(self.name)
+    }
+}
+
+fn baseline() -> WinogradI8 {
+    WinogradI8 {
+        name: "winograd_i8_baseline_4x8",
+        level: IsaLevel::Baseline,
+        isa: VectorIsa::Portable,
+        lanes: 4,
+        steps: 1,
+        tiles: tile_table!(tile_plain, [1 2], [1 2 3 4]),
+    }
+}
+
+#[cfg(target_arch = "x86_64")]
+fn of_architecture() -> Vec<WinogradI8> {
+    use super::x86::{madd_128, madd_256, madd_512, vnni_256, vnni_512};
+    use crate::cpu::{Avx2, Avx512, Avx512Vnni, AvxVnni};
+    // SSE2 is part of x86-64, so this one needs no proof.
+    let mut all = vec![WinogradI8 {
+        name: "winograd_i8_baseline_sse2_4x8",
+        level: IsaLevel::Baseline,
+        isa: VectorIsa::Portable,
+        lanes: 4,
+        steps: 4,
+        tiles: tile_table!(madd_128, [1 2], [1 2 3 4]),
+    }];
+    all.extend(Avx2::detect().map(|token| WinogradI8 {
+        name: "winograd_i8_avx2_6x16",
+        level: Avx2::LEVEL,
+        isa: VectorIsa::Avx2(token),
+        lanes: 8,
+        steps: 1,
+        tiles: tile_table!(madd_256, [1 2], [1 2 3 4 5 6]),
+    }));
+    all.extend(AvxVnni::detect().map(|token| WinogradI8 {
+        name: "winograd_i8_avxvnni_6x16",
+        level: AvxVnni::LEVEL,
+        isa: VectorIsa::Avx2(token.avx2()),
+        lanes: 8,
+        steps: 1,
+        tiles: tile_table!(vnni_256, [1 2], [1 2 3 4 5 6]),
+    }));
+    all.extend(Avx512::detect().map(|token| WinogradI8 {
+        name: "winograd_i8_avx512_14x32",
+        level: Avx512::LEVEL,
+        isa: VectorIsa::Avx512(token),
+        lanes: 16,
+        steps: 1,
+        tiles: tile_table!(madd_512, [1 2], [1 2 3 4 5 6 7 8 9 10 11 12 13 14]),
+    }));
+    all.extend(Avx512Vnni::detect().map(|token| WinogradI8 {
+        name: "winograd_i8_avx512vnni_14x32",
+        level: Avx512Vnni::LEVEL,
+        isa: VectorIsa::Avx512(token.avx512()),
+        lanes: 16,
+        steps: 1,
+        tiles: tile_table!(vnni_512, [1 2], [1 2 3 4 5 6 7 8 9 10 11 12 13 14]),
+    }));
+    all
+}
+
+#[cfg(not(target_arch = "x86_64"))]
+fn of_architecture() -> Vec<WinogradI8> {
+    Vec::new()
+}
+
+impl WinogradI8 {
+    /// The kernels that may run here, the lowest level first.
+    pub fn all_available() -> Vec<Self> {
+        std::iter::once(baseline()).chain(of_architecture()).collect()
+    }
+
+    /// The best kernel of a level up to `cap` that may run here.
+    pub fn at_most(cap: IsaLevel) -> Self {
+        of_architecture().into_iter().rfind(|kernel| kernel.level <= cap).unwrap_or_else(baseline)
+    }
+
+    /// For example `winograd_i8_avx2_6x16`: instruction set, rows and columns of a tile of the products.
+    pub fn name(&self) -> &'static str {
+        self.name
+    }
+
+    /// The level whose instructions the sums use.
+    pub fn level(&self) -> IsaLevel {
+        self.level
+    }
+
+    /// The instruction set of the transformations and epilogues.
+    pub fn isa(&self) -> VectorIsa {
+        self.isa
+    }
+
+    /// Rows of a tile of the products.
+    pub(super) fn mr(&self) -> usize {
+        self.tiles.len()
+    }
+
+    /// Columns of a tile, and of a panel of packed weights.
+    pub(super) fn nr(&self) -> usize {
+        2 * self.lanes
+    }
+
+    /// Pairs of channels that the inner loop takes for `channels`.
+    pub(super) fn pairs(&self, channels: usize) -> usize {
+        channels.div_ceil(2 * self.steps) * self.steps
+    }
+
+    /// The microkernel for `rows <= mr` and `columns <= nr` (both at least 1).
+    pub(super) fn tile(&self, rows: usize, columns: usize) -> TileFn {
+        self.tiles[rows - 1][columns.div_ceil(self.lanes) - 1]
+    }
+}
