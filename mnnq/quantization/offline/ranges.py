@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 
 from mnnq import _native
 from mnnq.errors import QuantizationError
 from mnnq.ir.model import Model, Op
 from mnnq.quantization.offline.calibration import Calibration
 from mnnq.quantization.offline.config import OfflineConfig, RangeMethod
+from mnnq.quantization.offline.function_ranges import Function, functions_behind, range_for
 from mnnq.quantization.offline.layout import Layout
 
 #: Fields of a ``TensorQuantInfo``.
@@ -42,7 +45,9 @@ def choose_codes(
             msg = f"tensor {missing[0]!r} was not computed with any sample"
             raise QuantizationError(msg)
         sources = [name for name in members if name not in moved] or members[:1]
-        chosen = tensor_codes(calibration, sources, config, below=root not in layout.tables)
+        functions = functions_behind(model, members) if _by_functions(config) else []
+        below = root not in layout.tables
+        chosen = tensor_codes(calibration, sources, config, below=below, functions=functions)
         codes.update({name: dict(chosen) for name in members})
     for target, source in layout.pooled.items():
         for name in layout.members()[target]:
@@ -64,10 +69,28 @@ def _moved(model: Model, layout: Layout) -> set[str]:
     return found
 
 
+def _by_functions(config: OfflineConfig) -> bool:
+    """Whether ranges may be chosen for what is computed from tensors rather than for them."""
+    return config.feature_method is RangeMethod.MSE and not config.symmetric
+
+
 def tensor_codes(
-    calibration: Calibration, names: list[str], config: OfflineConfig, *, below: bool = True
+    calibration: Calibration,
+    names: list[str],
+    config: OfflineConfig,
+    *,
+    below: bool = True,
+    functions: Sequence[Function] = (),
 ) -> TensorQuant:
-    """The codes of tensors that share them; `below` allows one code more on the negative side."""
+    """The codes of tensors that share them.
+
+    Parameters
+    ----------
+    below
+        Allow one code more on the negative side.
+    functions
+        All that reads the tensors, if the range is to be chosen for the values of functions.
+    """
     method, statistics = config.feature_method, calibration.statistics
     compat = config.compat and method in (RangeMethod.KL, RangeMethod.ADMM)
     symmetric = config.symmetric or compat
@@ -82,18 +105,30 @@ def tensor_codes(
             return _info(max(found), 0, -limit, limit)
     if not config.compat and any(name in calibration.inputs for name in names):
         return _input_codes(calibration, names, symmetric, low_code, limit)
-    low, high = statistics.range(
-        names,
-        method.value,
-        symmetric=symmetric,
-        low_code=low_code,
-        high_code=limit,
-        percentile=config.percentile,
-        clipping=_CLIPPING,
-    )
+    if functions and (seen := _histogram(calibration, names))[0].size:
+        low, high = range_for(functions, *seen, low_code=low_code, high_code=limit, clipping=_CLIPPING)
+    else:
+        low, high = statistics.range(
+            names,
+            method.value,
+            symmetric=symmetric,
+            low_code=low_code,
+            high_code=limit,
+            percentile=config.percentile,
+            clipping=_CLIPPING,
+        )
     return _info(
         *_native.activation_codes(low, high, symmetric=symmetric, low_code=low_code, high_code=limit)
     )
+
+
+def _histogram(
+    calibration: Calibration, names: list[str]
+) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.float64]]:
+    """Values and how often they were seen, zeros apart."""
+    summaries = [calibration.statistics.summary(name) for name in names]
+    values = np.concatenate([summary["centres"] for summary in summaries]).astype(np.float64)
+    return values, np.concatenate([summary["counts"] for summary in summaries]).astype(np.float64)
 
 
 def _input_codes(
@@ -105,9 +140,7 @@ def _input_codes(
     """
     statistics = calibration.statistics
     low, high = statistics.range(names, "minmax", symmetric=symmetric, low_code=low_code, high_code=high_code)
-    summaries = [statistics.summary(name) for name in names]
-    values = np.concatenate([summary["centres"] for summary in summaries])
-    counts = np.concatenate([summary["counts"] for summary in summaries]).astype(np.float64)
+    values, counts = _histogram(calibration, names)
     best, least = None, np.inf
     for stretch in np.linspace(1.0, 1.02, 41):
         info = _info(
