@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping
 from concurrent.futures import Executor
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import Any, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -20,6 +21,8 @@ from mnnq.quantization.offline.equalize import equalize
 from mnnq.quantization.offline.layout import CONVOLUTIONS, match_skips
 from mnnq.runtime.session import InferenceSession
 from mnnq.writer.to_mnn import to_bytes
+
+_T = TypeVar("_T")
 
 #: Told how far a stage is: its name, units done, units in all.
 Progress = Callable[[str, int, int], None]
@@ -54,11 +57,20 @@ class Calibration:
     inputs: tuple[str, ...]
     samples: int
     notes: tuple[str, ...] = ()
+    #: What was derived from the statistics, by what it depends on: models that differ in what stays float share it.
+    derived: dict[Hashable, Any] = field(default_factory=dict, repr=False, compare=False)
 
-    @property
+    @cached_property
     def tensors(self) -> list[str]:
         """Names of the tensors counted, those that were never computed apart."""
         return [name for name in self.statistics.tensors if self.statistics.summary(name)["count"]]
+
+    def once(self, key: Hashable, compute: Callable[[], _T]) -> _T:
+        """What `compute` returns, computed for each key only once."""
+        if key not in self.derived:
+            self.derived[key] = compute()
+        found: _T = self.derived[key]
+        return found
 
     def to_bytes(self) -> bytes:
         """The statistics as bytes, for other processes of the same version."""

@@ -68,6 +68,13 @@ def tensor_codes(
     calibration: Calibration, names: list[str], config: OfflineConfig, *, below: bool = True
 ) -> TensorQuant:
     """The codes of tensors that share them; `below` allows one code more on the negative side."""
+    chosen = (config.feature_method, config.symmetric, config.compat, config.feature_limit, config.bits)
+    key = ("codes", tuple(sorted(names)), below, chosen, config.percentile)
+    return dict(calibration.once(key, lambda: _choose(calibration, names, config, below)))
+
+
+def _choose(calibration: Calibration, names: list[str], config: OfflineConfig, below: bool) -> TensorQuant:
+    """The codes of tensors that share them."""
     method, statistics = config.feature_method, calibration.statistics
     compat = config.compat and method in (RangeMethod.KL, RangeMethod.ADMM)
     symmetric = config.symmetric or compat
