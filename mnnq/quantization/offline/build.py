@@ -11,7 +11,7 @@ import numpy as np
 import numpy.typing as npt
 
 from mnnq.ir.model import Model, Op
-from mnnq.quantization.offline.calibration import Calibration, channel_statistics, limited
+from mnnq.quantization.offline.calibration import Calibration, channel_means, limited
 from mnnq.quantization.offline.config import OfflineConfig, RangeMethod
 from mnnq.quantization.offline.dataset import Dataset, Feeds
 from mnnq.quantization.offline.layout import CONVOLUTIONS, COPIES, STORED, Layout, plan_layout
@@ -25,9 +25,6 @@ _OUTPUT_DB = 36.0
 
 #: Largest bias of a depthwise convolution in units of its sums.
 _LARGEST_BIAS = 2.0**22
-
-#: Samples of the bias correction.
-_BIAS_SAMPLES = 24
 
 #: Description of a tensor that stays float.
 _FLOAT: TensorQuant = {"scale": 0.0, "zero": 0.0, "min": -128.0, "max": 127.0, "type": "DT_FLOAT"}
@@ -99,12 +96,7 @@ class Builder:
     def _input_means(self) -> dict[str, npt.NDArray[np.float64]]:
         """Mean of each channel of the inputs of convolutions."""
         if self._means is None:
-            model = self.calibration.model
-            names = {op.inputs[0] for op in model.ops if op.type in CONVOLUTIONS and len(op.inputs) == 1}
-            names &= set(self.calibration.tensors)
-            samples = limited(self._dataset, _BIAS_SAMPLES)
-            found = channel_statistics(model, samples, names, self.config.threads)
-            self._means = {name: numbers[0] for name, numbers in found.items()}
+            self._means = channel_means(self.calibration, self._dataset, self.config.threads)
         return self._means
 
 

@@ -107,9 +107,7 @@ def quantize_calibrated(
         fixed.extend(sorted(more))
         attempt = job.attempt(skip)
     report = _report(attempt, calibration)
-    report = replace(
-        report, fixed=tuple(fixed), sequential=job.sequential, notes=(*report.notes, *job.notes)
-    )
+    report = replace(report, fixed=tuple(fixed), sequential=job.sequential, notes=(*report.notes, *job.notes))
     if attempt.failed and not config.force:
         raise QuantizationError(_refusal(report, config, more))
     return OfflineResult(attempt.built.model, report)
