@@ -1,10 +1,11 @@
 """Time and memory of calibration: mnnq against onnxruntime's ``quantize_static`` and mnnquant, one thread.
 
-    python -m benches.calibration_speed --data DIR [--task mobilenetv2] [--samples 100] [--repeats 3] [--json]
+    python -m benches.calibration_speed --data DIR [--task mobilenetv2] [--model FILE] [--samples 100] [--repeats 3] [--json]
 
 Each tool runs in a process of its own, in turns; the least wall time counts, and the peak of the resident memory. Reading
-images is not part of any time: all tools get the same arrays. mnnq's check of the result, and the stages that follow from it, are off:
-the peers have none. ``--growth`` instead runs mnnq with 10 and with 1000 samples.
+images is not part of any time: all tools get the same arrays. ``mnnq kl`` does what the peers do; ``checked`` compares the result
+with the float model besides, tensor by tensor; ``default`` has all stages that follow from the check, which no peer has.
+``--model`` takes another model of one picture in place of the task's. ``--growth`` instead runs mnnq with 10 and with 1000 samples.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ import resource
 import tempfile
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -43,12 +45,19 @@ class Repeated:
 Samples = list[Feeds] | Repeated
 
 
-def _mnnq(method: str) -> Callable[[Task, Samples, Path], None]:
+#: Settings without the stages that no peer has.
+PLAIN = {"check_samples": 0}
+
+#: Settings with the check of the result only.
+CHECKED = {"float_share": 0.0, "sequential": False}
+
+
+def _mnnq(method: str, **settings: object) -> Callable[[Task, Samples, Path], None]:
     def run(task: Task, samples: Samples, folder: Path) -> None:
         import mnnq
 
         model = mnnq.load(task.model)
-        result = mnnq.quantize(model, samples, feature_method=method, threads=1, force=True, check_samples=0)
+        result = mnnq.quantize(model, samples, feature_method=method, threads=1, force=True, **settings)
         result.model.save(folder / "ours.mnn")
 
     return run
@@ -83,37 +92,62 @@ def _mnnquant(task: Task, samples: Samples, folder: Path) -> None:
 
 
 TOOLS: dict[str, Callable[[Task, Samples, Path], None]] = {
-    "mnnq mse": _mnnq("mse"),
-    "mnnq kl": _mnnq("kl"),
+    "mnnq mse": _mnnq("mse", **PLAIN),
+    "mnnq kl": _mnnq("kl", **PLAIN),
+    "mnnq kl checked": _mnnq("kl", **CHECKED),
+    "mnnq kl default": _mnnq("kl"),
+    "mnnq mse default": _mnnq("mse"),
     "onnxruntime MinMax": _onnxruntime("MinMax"),
     "onnxruntime Entropy": _onnxruntime("Entropy"),
     "mnnquant KL": _mnnquant,
 }
 
 
-def _measure(tool: str, task: str, data: Path, count: int, repeated: bool, queue: mp.Queue) -> None:
-    chosen = TASKS[task](data)
-    chosen.evaluate.clear()
-    samples = chosen.calib[:count]
-    given: Samples = Repeated(samples[:10], count) if repeated else samples
+@dataclass(frozen=True)
+class Job:
+    """What is measured: a tool on the samples of a task."""
+
+    tool: str
+    task: str
+    data: Path
+    model: Path | None
+    count: int
+    repeated: bool = False
+
+
+def _open(job: Job) -> tuple[Task, list[Feeds]]:
+    task = TASKS[job.task](job.data)
+    task.evaluate.clear()
+    if job.model is None:
+        return task, task.calib[: job.count]
+    import onnx
+
+    graph = onnx.load(job.model, load_external_data=False).graph
+    constants = {tensor.name for tensor in graph.initializer}
+    (name,) = (value.name for value in graph.input if value.name not in constants)
+    samples = [{name: value} for feeds in task.calib[: job.count] for value in feeds.values()]
+    return replace(task, model=job.model), samples
+
+
+def _measure(job: Job, queue: mp.Queue) -> None:
+    chosen, samples = _open(job)
+    given: Samples = Repeated(samples[:10], job.count) if job.repeated else samples
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     with tempfile.TemporaryDirectory() as folder:
         start = time.perf_counter()
-        TOOLS[tool](chosen, given, Path(folder))
+        TOOLS[job.tool](chosen, given, Path(folder))
         spent = time.perf_counter() - start
     children = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss
     peak = max(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss, children)
     queue.put((spent, (peak - before) / 1024, peak / 1024))
 
 
-def measure(
-    tool: str, task: str, data: Path, count: int, *, repeated: bool = False
-) -> tuple[float, float, float]:
+def measure(job: Job) -> tuple[float, float, float]:
     """Seconds, MiB more than before, and MiB at the peak, in a process of its own with one thread."""
     os.environ.update({"OMP_NUM_THREADS": "1", "PIP_NO_INDEX": "1"})
     context = mp.get_context("spawn")
     queue: mp.Queue = context.Queue()
-    process = context.Process(target=_measure, args=(tool, task, data, count, repeated, queue))
+    process = context.Process(target=_measure, args=(job, queue))
     process.start()
     result = queue.get(timeout=900)
     process.join()
@@ -127,6 +161,7 @@ def main() -> None:
     )
     parser.add_argument("--data", type=Path, required=True)
     parser.add_argument("--task", default="mobilenetv2", choices=sorted(TASKS))
+    parser.add_argument("--model", type=Path)
     parser.add_argument("--samples", type=int, default=100)
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--tool", action="append", choices=sorted(TOOLS))
@@ -136,19 +171,21 @@ def main() -> None:
     rows: dict[str, dict[str, float]] = {}
     if args.growth:
         for count in (10, 1000):
-            spent, more, peak = measure("mnnq mse", args.task, args.data, count, repeated=True)
-            rows[f"mnnq mse, {count}"] = {"seconds": spent, "more MiB": more, "peak MiB": peak}
+            job = Job("mnnq kl checked", args.task, args.data, args.model, count, repeated=True)
+            spent, more, peak = measure(job)
+            rows[f"mnnq kl checked, {count}"] = {"seconds": spent, "more MiB": more, "peak MiB": peak}
     else:
         for _ in range(args.repeats):
             for tool in args.tool or TOOLS:
-                spent, more, peak = measure(tool, args.task, args.data, args.samples)
+                spent, more, peak = measure(Job(tool, args.task, args.data, args.model, args.samples))
                 row = rows.setdefault(tool, {"seconds": spent, "more MiB": more, "peak MiB": peak})
                 row["seconds"] = min(row["seconds"], spent)
+    name = args.task if args.model is None else args.model.stem
     if args.json:
-        print(json.dumps({"task": args.task, "samples": args.samples, "tools": rows}, indent=2))
+        print(json.dumps({"model": name, "samples": args.samples, "tools": rows}, indent=2))
         return
     for tool, row in rows.items():
-        print(f"{args.task:<12} {tool:<20}", "  ".join(f"{key} {value:.3f}" for key, value in row.items()))
+        print(f"{name:<24} {tool:<24}", "  ".join(f"{key} {value:.3f}" for key, value in row.items()))
 
 
 if __name__ == "__main__":

@@ -20,11 +20,13 @@ __all__ = [
     "cpu_kernels",
     "decode_weights",
     "describe_weights",
+    "difference_sums",
     "encode_weights",
     "layer_output_error",
     "model_to_bytes",
     "pack_half",
     "quantize_codes",
+    "quantize_rows",
     "quantize_weighted",
     "quantize_weights",
     "read_model",
@@ -369,6 +371,63 @@ def quantize_codes(
     ------
     QuantizationError
         If an option does not fit, or a weight is not finite; its ``key`` names the argument.
+    """
+
+@type_check_only
+class RowCodes(TypedDict):
+    """What `quantize_rows` returns."""
+
+    codes: npt.NDArray[np.int8]
+    scale: npt.NDArray[np.float32]
+    error: float
+    power: float
+
+def quantize_rows(
+    weight: npt.NDArray[np.float32],
+    *,
+    method: str,
+    limit: int,
+    floor: npt.NDArray[np.float32] | None = None,
+    threads: int | None = None,
+) -> RowCodes:
+    """Quantize a weight matrix to codes of ``-limit`` to ``limit`` with one scale per row and no offset.
+
+    Parameters
+    ----------
+    weight
+        ``[rows, row_len]``, contiguous; a row is an output channel.
+    method
+        ``"search"``, ``"max_abs"`` or ``"admm"``.
+    limit
+        Largest code, 1 to 127.
+    floor
+        Smallest scale of each row, ``[rows]``.
+    threads
+        Threads; by default one per CPU. The result does not depend on it.
+
+    Returns
+    -------
+    RowCodes
+        ``codes`` ``[rows, row_len]``, ``scale`` ``[rows]`` (0 for rows of zeros), sums of the squared errors and weights.
+
+    Raises
+    ------
+    QuantizationError
+        If an option does not fit, or a weight is not finite; its ``key`` names the argument.
+    """
+
+def difference_sums(
+    reference: npt.NDArray[np.float32],
+    values: npt.NDArray[np.float32] | npt.NDArray[np.int8],
+    scale: float = 1.0,
+    zero: float = 0.0,
+) -> tuple[float, float, float, float, float, float] | Literal[False] | None:
+    """Compare values, or codes for ``(code - zero) * scale``, with their references, both contiguous and of one axis.
+
+    Returns
+    -------
+    Largest ``|y - r|``, largest ``|r|``, ``sum (y - r)^2``, ``sum r^2``, ``sum y^2``, ``sum y r``; or False where a reference is
+    not finite, None where a value is not.
     """
 
 @type_check_only

@@ -90,11 +90,13 @@ class Windows:
             raise InputError(msg)
         (top, rows), (left, columns) = self.axis(0, x.shape[2]), self.axis(1, x.shape[3])
         sums = np.zeros((x.shape[1], *self.kernel))
-        for ky in range(self.kernel[0]):
-            vertical = _met(ky * self.dilation[0] - top, self.stride[0], rows, x.shape[2])
-            for kx in range(self.kernel[1]):
-                horizontal = _met(kx * self.dilation[1] - left, self.stride[1], columns, x.shape[3])
-                sums[:, ky, kx] = x[:, :, vertical, horizontal].sum((0, 2, 3), dtype=np.float64)
+        for kx in range(self.kernel[1]):
+            horizontal = _met(kx * self.dilation[1] - left, self.stride[1], columns, x.shape[3])
+            # A line is short enough for single precision, which numpy sums in pairs and without conversion.
+            lines = x[:, :, :, horizontal].sum(3).astype(np.float64)
+            for ky in range(self.kernel[0]):
+                vertical = _met(ky * self.dilation[0] - top, self.stride[0], rows, x.shape[2])
+                sums[:, ky, kx] = lines[:, :, vertical].sum((0, 2))
         return sums, x.shape[0] * rows * columns
 
 

@@ -289,8 +289,9 @@ class _Pair:
             kept: dict[str, npt.NDArray[Any]] = {}
 
             def keep(name: str, array: npt.NDArray[Any]) -> None:
-                if name in self._producer:
-                    kept[name] = _real(reference.model, name, array).copy()
+                op = self._producer.get(name)
+                if op is not None and op.type not in _NO_LAYERS:
+                    kept[name] = _real(reference.model, name, array)
 
             def check(name: str, array: npt.NDArray[Any]) -> None:
                 self._compare_tensor(name, array, kept.pop(name, None))
@@ -311,7 +312,8 @@ class _Pair:
             self._missing.setdefault(name)
             return
         if wanted.dtype.kind == "f":
-            self._sums.setdefault(name, ErrorSums(name)).add(wanted, _real(self._sides[1].model, name, array))
+            codes = _codes(self._sides[1].model, name, array)
+            self._sums.setdefault(name, ErrorSums(name)).add(wanted, array, codes)
 
     def output_errors(self) -> tuple[OutputError, ...]:
         return tuple(sums.result() for sums in self._outputs.values())
@@ -350,10 +352,18 @@ def _noise(sqnr_db: float) -> float:
     return float(np.power(10.0, -sqnr_db / 10)) if sqnr_db > -300 else math.inf
 
 
-def _real(model: Model, name: str, array: npt.NDArray[Any]) -> npt.NDArray[Any]:
-    """The numbers that an array stands for: ``(code - zero) * scale`` where it holds codes."""
+def _codes(model: Model, name: str, array: npt.NDArray[Any]) -> tuple[float, float] | None:
+    """Scale and zero point of an array that holds codes, or None."""
     info = model.tensor_quant.get(name)
     if info is None or array.dtype.kind != "i" or array.dtype.itemsize != 1:
+        return None
+    return float(info.get("scale", 0.0)), float(info.get("zero", 0.0))
+
+
+def _real(model: Model, name: str, array: npt.NDArray[Any]) -> npt.NDArray[Any]:
+    """The numbers that an array stands for: ``(code - zero) * scale`` where it holds codes."""
+    codes = _codes(model, name, array)
+    if codes is None:
         return array
-    scale, zero = np.float32(info.get("scale", 0.0)), np.float32(info.get("zero", 0.0))
+    scale, zero = np.float32(codes[0]), np.float32(codes[1])
     return np.asarray((array.astype(np.float32) - zero) * scale, np.float32)

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
+
+from mnnq import _native
 
 #: Elements that are compared at once: they stay in cache, and BLAS starts no threads for so few.
 _CHUNK = 1 << 13
@@ -59,6 +61,13 @@ def finite(value: float) -> float | None:
     return value if math.isfinite(value) else None
 
 
+def _flat(reference: npt.NDArray[Any], output: npt.NDArray[Any]) -> tuple[npt.NDArray[Any], npt.NDArray[Any]]:
+    """Both as vectors in one order; that of their memory if they agree in it, which needs no copies."""
+    first, second = (tuple(step // a.itemsize for step in a.strides) for a in (reference, output))
+    order: Literal["K", "C"] = "K" if first == second else "C"
+    return reference.ravel(order), output.ravel(order)
+
+
 class ErrorSums:
     """The sums behind an `OutputError`, fed sample by sample; memory does not grow with them."""
 
@@ -69,8 +78,16 @@ class ErrorSums:
         self._error = self._power = self._norm = self._dot = 0.0
         self._problem: tuple[str, tuple[int, ...]] | None = None
 
-    def add(self, reference: npt.NDArray[Any], output: npt.NDArray[Any]) -> None:
-        """Compare one sample; after a problem was found further ones change nothing."""
+    def add(
+        self,
+        reference: npt.NDArray[Any],
+        output: npt.NDArray[Any],
+        codes: tuple[float, float] | None = None,
+    ) -> None:
+        """Compare one sample; after a problem was found further ones change nothing.
+
+        `codes` are scale and zero point of an int8 output.
+        """
         if self._problem is not None:
             return
         if self._shape is None:
@@ -79,17 +96,38 @@ class ErrorSums:
             problem = f"shape {list(output.shape)}, the reference has {list(reference.shape)}"
             self._problem = problem, output.shape
             return
-        refs, outs = np.ascontiguousarray(reference).reshape(-1), np.ascontiguousarray(output).reshape(-1)
+        refs, outs = _flat(reference, output)
+        if refs.dtype == np.float32 and outs.dtype == (np.float32 if codes is None else np.int8):
+            self._take(_native.difference_sums(refs, outs, *(codes or (1.0, 0.0))))
+            return
+        if codes is not None:
+            outs = (outs.astype(np.float64) - codes[1]) * codes[0]
         for start in range(0, refs.size, _CHUNK):
             ref = refs[start : start + _CHUNK].astype(np.float64)
             out = outs[start : start + _CHUNK].astype(np.float64)
             if not np.isfinite(ref).all():
-                self._problem = "the reference is not finite on these inputs; give others", self._shape
+                self._take(False)
                 return
             if not np.isfinite(out).all():
-                self._problem = "NaN or infinity", self._shape
+                self._take(None)
                 return
             self._add(ref, out)
+
+    def _take(self, found: tuple[float, float, float, float, float, float] | bool | None) -> None:
+        """Add the sums of a sample; False: the reference is not finite, None: the output is not."""
+        if not isinstance(found, tuple):
+            shape = self._shape or ()
+            problem = "NaN or infinity"
+            if found is not None:
+                problem = "the reference is not finite on these inputs; give others"
+            self._problem = problem, shape
+            return
+        difference, peak, error, power, norm, dot = found
+        self._difference, self._peak = max(self._difference, difference), max(self._peak, peak)
+        self._error += error
+        self._power += power
+        self._norm += norm
+        self._dot += dot
 
     def _add(self, ref: npt.NDArray[np.float64], out: npt.NDArray[np.float64]) -> None:
         difference = out - ref

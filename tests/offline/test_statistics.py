@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import numpy as np
+import numpy.typing as npt
 import pytest
 
 from mnnq import _native
+from mnnq.errors import QuantizationError
 from mnnq.ir.model import Model, Op
 from mnnq.quantization.offline.config import WeightRange
 from mnnq.quantization.offline.equalize import equalize, factors
 from mnnq.quantization.offline.layout import plan_layout
 from mnnq.quantization.offline.tables import put_table
-from mnnq.quantization.offline.weights import weight_codes, weight_scales
 from mnnq.runtime.session import InferenceSession
 from mnnq.writer.to_mnn import to_bytes
 from tests.mnn_models import single_conv
@@ -77,12 +78,55 @@ def test_zero_is_a_code(low: float, high: float, zero: int) -> None:
 def test_channels_that_are_zero_stay_zero() -> None:
     weights = np.array([[1.0, -2.0, 0.5], [0, 0, 0], [1e-42, 0, 0]], np.float32)
     for method in WeightRange:
-        scales = weight_scales(weights, method, 127)
-        codes = weight_codes(weights, scales, 127)
+        found = _native.quantize_rows(weights, method=method.value, limit=127)
+        scales, codes = found["scale"], found["codes"]
         assert np.isfinite(scales).all()
         assert np.abs(codes[0]).max() == 127
         assert not codes[1].any()
         assert np.allclose(codes * scales[:, None], weights, atol=0.01)
+
+
+@pytest.mark.parametrize("limit", [127, 7])
+def test_scales_of_rows_are_those_of_the_rule(limit: int) -> None:
+    weights = np.random.default_rng(3).standard_normal((9, 301)).astype(np.float32) ** 3
+    found = _native.quantize_rows(weights, method="search", limit=limit)
+    scales, codes = found["scale"], found["codes"]
+
+    def error(scale: npt.NDArray[np.float32]) -> npt.NDArray[np.float64]:
+        q = np.clip(np.rint(weights / scale[:, None]), -limit, limit)
+        return np.asarray(np.square(weights - q * scale[:, None]).sum(axis=1, dtype=np.float64))
+
+    plain = np.abs(weights).max(axis=1) / np.float32(limit)
+    shares = np.linspace(1.0, 0.7, 31).astype(np.float32)
+    best = np.array([error(plain * share) for share in shares]).min(axis=0)
+    assert (error(scales) <= best * (1 + 1e-5)).all()
+    assert np.abs(codes).max() == limit
+    wide = weights - codes * scales[:, None].astype(np.float64)
+    assert found["error"] == pytest.approx(np.square(wide).sum(), rel=1e-9)
+    assert found["power"] == pytest.approx(np.square(weights.astype(np.float64)).sum(), rel=1e-9)
+    with pytest.raises(QuantizationError, match="limit"):
+        _native.quantize_rows(weights, method="search", limit=128)
+    with pytest.raises(QuantizationError, match="method"):
+        _native.quantize_rows(weights, method="mse", limit=127)
+    weights[4, 7] = np.nan
+    with pytest.raises(QuantizationError, match=r"\[4, 7\]"):
+        _native.quantize_rows(weights, method="search", limit=127)
+
+
+def test_differences_are_those_of_the_formulas() -> None:
+    rng = np.random.default_rng(4)
+    reference = rng.standard_normal(1000).astype(np.float32)
+    codes = np.clip(np.rint(reference / 0.02) + 3, -128, 127).astype(np.int8)
+    values = ((codes.astype(np.float32) - 3) * np.float32(0.02)).astype(np.float32)
+    found = _native.difference_sums(reference, values)
+    assert _native.difference_sums(reference, codes, 0.02, 3.0) == found
+    r, v = reference.astype(np.float64), values.astype(np.float64)
+    wanted = (abs(v - r).max(), abs(r).max(), ((v - r) ** 2).sum(), r @ r, v @ v, v @ r)
+    assert found == pytest.approx(wanted, rel=1e-6)
+    bad = reference.copy()
+    bad[999] = np.inf
+    assert _native.difference_sums(bad, values) is False
+    assert _native.difference_sums(values, bad) is None
 
 
 def test_tables_follow_the_codes() -> None:

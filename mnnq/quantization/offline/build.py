@@ -11,7 +11,7 @@ import numpy as np
 import numpy.typing as npt
 
 from mnnq.ir.model import Model, Op
-from mnnq.quantization.offline.calibration import Calibration, channel_statistics, limited
+from mnnq.quantization.offline.calibration import Calibration, channel_means, limited
 from mnnq.quantization.offline.config import OfflineConfig, RangeMethod
 from mnnq.quantization.offline.dataset import Dataset, Feeds
 from mnnq.quantization.offline.layout import CONVOLUTIONS, COPIES, STORED, Layout, plan_layout
@@ -25,9 +25,6 @@ _OUTPUT_DB = 36.0
 
 #: Largest bias of a depthwise convolution in units of its sums.
 _LARGEST_BIAS = 2.0**22
-
-#: Samples of the bias correction.
-_BIAS_SAMPLES = 24
 
 #: Description of a tensor that stays float.
 _FLOAT: TensorQuant = {"scale": 0.0, "zero": 0.0, "min": -128.0, "max": 127.0, "type": "DT_FLOAT"}
@@ -73,7 +70,7 @@ class Builder:
         self.calibration, self.config = calibration, config
         self._dataset = dataset
         self._means: dict[str, npt.NDArray[np.float64]] | None = None
-        self._weights: _Stored = {}
+        self._weights: dict[tuple[str, bytes], _Stored] = {}
         model = calibration.model
         self._excluded = _sensitive_outputs(model, calibration, config) if config.keep_float else set()
 
@@ -82,13 +79,14 @@ class Builder:
         model = self.calibration.model.copy()
         layout = plan_layout(model, set(self.calibration.tensors), set(skip), self._excluded)
         codes = choose_codes(model, layout, self.calibration, self.config)
-        errors = apply_codes(model, layout, codes, self.config, self._weights)
+        stored = apply_codes(model, layout, codes, self.config, self._weights)
+        errors = {op: weights.error for op, weights in stored.items()}
         shifts: dict[str, float] = {}
         if sequential and errors:
             reference = self.calibration.model
             shifts = compensate(reference, model, layout, self._fitted(), self.config, errors)
         elif self.config.bias_correction and errors:
-            shifts = correct_biases(self.calibration.model, model, layout, self._input_means())
+            shifts = correct_biases(self.calibration.model, model, layout, stored, self._input_means())
         return Built(model, layout, codes, errors, shifts)
 
     def _fitted(self) -> Iterator[Feeds]:
@@ -98,12 +96,7 @@ class Builder:
     def _input_means(self) -> dict[str, npt.NDArray[np.float64]]:
         """Mean of each channel of the inputs of convolutions."""
         if self._means is None:
-            model = self.calibration.model
-            names = {op.inputs[0] for op in model.ops if op.type in CONVOLUTIONS and len(op.inputs) == 1}
-            names &= set(self.calibration.tensors)
-            samples = limited(self._dataset, _BIAS_SAMPLES)
-            found = channel_statistics(model, samples, names, self.config.threads)
-            self._means = {name: numbers[0] for name, numbers in found.items()}
+            self._means = channel_means(self.calibration, self._dataset, self.config.threads)
         return self._means
 
 
@@ -130,21 +123,31 @@ def _sensitive_outputs(model: Model, calibration: Calibration, config: OfflineCo
     return found
 
 
-#: Quantized weights by operator and smallest scales.
-_Stored = dict[tuple[str, bytes], tuple[WeightError, dict[str, Any]]]
+@dataclass
+class _Stored:
+    """Quantized weights of an operator."""
+
+    error: WeightError
+    params: dict[str, Any]
+    #: Mean of what they take off each channel of its output, once it is known.
+    shift: npt.NDArray[np.float64] | None = None
 
 
 def apply_codes(
-    model: Model, layout: Layout, codes: dict[str, TensorQuant], config: OfflineConfig, known: _Stored
-) -> dict[int, WeightError]:
+    model: Model,
+    layout: Layout,
+    codes: dict[str, TensorQuant],
+    config: OfflineConfig,
+    known: dict[tuple[str, bytes], _Stored],
+) -> dict[int, _Stored]:
     """Make the operators of a layout int8, in place; returns what became of weights, by ``id`` of the operator.
 
-    Weights that are in `known` are taken from there, others are added.
+    Weights that are in `known`, by operator and smallest scales, are taken from there, others are added.
     """
     model.tensor_quant = {name: dict(info) for name, info in codes.items()}
     for name in _pinned(model, codes):
         model.tensor_quant[name] = dict(_FLOAT)
-    errors: dict[int, WeightError] = {}
+    errors: dict[int, _Stored] = {}
     for op in model.ops:
         stored = op.type in STORED and op.inputs[0] in codes and op.outputs[0] in codes
         if op.type in CONVOLUTIONS and id(op) in layout.integer:
@@ -161,17 +164,19 @@ def apply_codes(
 
 
 def _quantize(
-    op: Op, config: OfflineConfig, floor: npt.NDArray[np.float32] | None, known: _Stored
-) -> WeightError:
+    op: Op,
+    config: OfflineConfig,
+    floor: npt.NDArray[np.float32] | None,
+    known: dict[tuple[str, bytes], _Stored],
+) -> _Stored:
     """Quantize the weights of an operator, or take what an earlier model has."""
     key = op.outputs[0], b"" if floor is None else floor.tobytes()
     if key not in known:
-        error = quantize_weights(op, config.weight_method, config.weight_limit, floor)
-        known[key] = error, op.params["quanParameter"]
-    error, stored = known[key]
-    op.params["quanParameter"] = dict(stored)
+        error = quantize_weights(op, config.weight_method, config.weight_limit, floor, config.threads)
+        known[key] = _Stored(error, op.params["quanParameter"])
+    op.params["quanParameter"] = dict(known[key].params)
     op.params.pop("weight", None)
-    return error
+    return known[key]
 
 
 def _scale_floor(op: Op, source: TensorQuant, target: TensorQuant) -> npt.NDArray[np.float32] | None:
@@ -213,12 +218,18 @@ def _annotate(op: Op, source: TensorQuant, target: TensorQuant) -> None:
 
 
 def correct_biases(
-    reference: Model, model: Model, layout: Layout, means: dict[str, npt.NDArray[np.float64]]
+    reference: Model,
+    model: Model,
+    layout: Layout,
+    stored: dict[int, _Stored],
+    means: dict[str, npt.NDArray[np.float64]],
 ) -> dict[str, float]:
     """Take the mean difference of each convolution's output off its bias, in place.
 
     Parameters
     ----------
+    stored
+        What became of weights, by ``id`` of the operator.
     means
         Mean of each channel of the inputs of the convolutions.
 
@@ -230,7 +241,10 @@ def correct_biases(
     float_ops = {id(op): other for op, other in zip(model.ops, reference.ops, strict=True)}
     shifts = {}
     for op in ops:
-        shift = mean_error(op, float_ops[id(op)], means[op.inputs[0]])
+        weights = stored[id(op)]
+        if weights.shift is None:
+            weights.shift = mean_error(op, float_ops[id(op)], means[op.inputs[0]])
+        shift = weights.shift
         before = bias_of(op)
         op.params["bias"] = (before + shift).astype(np.float32)
         spread = float(np.std(before)) or 1.0

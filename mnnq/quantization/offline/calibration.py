@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping
 from concurrent.futures import Executor
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, field, replace
+from functools import cached_property, lru_cache
+from typing import Any, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -21,11 +22,16 @@ from mnnq.quantization.offline.layout import CONVOLUTIONS, match_skips
 from mnnq.runtime.session import InferenceSession
 from mnnq.writer.to_mnn import to_bytes
 
+_T = TypeVar("_T")
+
 #: Told how far a stage is: its name, units done, units in all.
 Progress = Callable[[str, int, int], None]
 
 #: Samples that the equalization of channels looks at.
 EQUALIZATION_SAMPLES = 12
+
+#: Samples whose means per channel are kept, for the correction of biases.
+MEAN_SAMPLES = 24
 
 #: Samples that one task of an executor takes.
 _SHARD = 16
@@ -54,11 +60,20 @@ class Calibration:
     inputs: tuple[str, ...]
     samples: int
     notes: tuple[str, ...] = ()
+    #: What was derived from the statistics, by what it depends on: models that differ in what stays float share it.
+    derived: dict[Hashable, Any] = field(default_factory=dict, repr=False, compare=False)
 
-    @property
+    @cached_property
     def tensors(self) -> list[str]:
         """Names of the tensors counted, those that were never computed apart."""
         return [name for name in self.statistics.tensors if self.statistics.summary(name)["count"]]
+
+    def once(self, key: Hashable, compute: Callable[[], _T]) -> _T:
+        """What `compute` returns, computed for each key only once."""
+        if key not in self.derived:
+            self.derived[key] = compute()
+        found: _T = self.derived[key]
+        return found
 
     def to_bytes(self) -> bytes:
         """The statistics as bytes, for other processes of the same version."""
@@ -148,13 +163,30 @@ def calibrate(
     session = open_session(model, config.threads)
     names = float_tensors(session, checked_feeds(session, first, 0))
     inputs = tuple(name for name in names if name in model.inputs)
-    job = _Job(to_bytes(model) if executor else b"", names, config.momentum, {})
+    channels = sorted(_convolution_inputs(model) & set(names)) if config.bias_correction else []
+    job = _Job(to_bytes(model) if executor else b"", names, config.momentum, {}, channels)
     found = _pass(job, session, limited(dataset, total), total, executor, progress)
     if config.compat and config.feature_method is RangeMethod.KL:
         limits = {name: _magnitude(found, name) for name in names}
-        job = _Job(job.model, names, config.momentum, limits)
+        job = replace(job, limits=limits)
         found = _pass(job, session, limited(dataset, total), total, executor, progress)
     return Calibration(model, found, inputs, int(found.samples), notes)
+
+
+def _convolution_inputs(model: Model) -> set[str]:
+    return {op.inputs[0] for op in model.ops if op.type in CONVOLUTIONS and len(op.inputs) == 1}
+
+
+def channel_means(
+    calibration: Calibration, dataset: Dataset, threads: int | None
+) -> dict[str, npt.NDArray[np.float64]]:
+    """Mean of each channel of the inputs of convolutions, from the calibration if it has kept them."""
+    names = _convolution_inputs(calibration.model) & set(calibration.tensors)
+    try:
+        return {name: calibration.statistics.channel_statistics(name)[0] for name in names}
+    except KeyError:
+        found = channel_statistics(calibration.model, limited(dataset, MEAN_SAMPLES), names, threads)
+        return {name: numbers[0] for name, numbers in found.items()}
 
 
 def _prepare(model: Model, dataset: Dataset, config: OfflineConfig) -> tuple[Model, tuple[str, ...]]:
@@ -184,9 +216,31 @@ class _Job:
     names: list[str]
     momentum: float
     limits: dict[str, float]
+    channels: list[str]
 
-    def fresh(self) -> _native.NativeStatistics:
-        return _native.NativeStatistics(self.names, momentum=self.momentum, limits=self.limits)
+    def observe(
+        self,
+        session: InferenceSession,
+        samples: Iterable[Feeds],
+        start: int = 0,
+        seen: Callable[[int], None] = lambda index: None,
+    ) -> _native.NativeStatistics:
+        """Statistics of samples, the first of which has the number `start`."""
+        found = self.fresh(start)
+        whole = found
+        for index, sample in enumerate(samples, start):
+            if index == MEAN_SAMPLES and index > start:
+                found = self.fresh(index)
+            seen(index)
+            found.observe(session.native, checked_feeds(session, sample, index))
+        if found is not whole:
+            whole.merge(found)
+        return whole
+
+    def fresh(self, start: int) -> _native.NativeStatistics:
+        """Statistics of no samples, for samples from a number on."""
+        channels = self.channels if start < MEAN_SAMPLES else []
+        return _native.NativeStatistics(self.names, channels, momentum=self.momentum, limits=self.limits)
 
 
 def _pass(
@@ -199,13 +253,10 @@ def _pass(
 ) -> _native.NativeStatistics:
     tell = progress or (lambda *_: None)
     if executor is None:
-        found = job.fresh()
-        for index, sample in enumerate(samples):
-            tell("calibrate", index, total)
-            found.observe(session.native, checked_feeds(session, sample, index))
+        found = job.observe(session, samples, seen=lambda index: tell("calibrate", index, total))
         tell("calibrate", total, total)
         return found
-    found = job.fresh()
+    found = job.fresh(0)
     pending: list[Any] = []
     done = 0
 
@@ -223,6 +274,7 @@ def _pass(
         # Few shards wait at a time, so that memory does not grow with the data.
         collect(8)
     collect(0)
+    _worker_session.cache_clear()
     return found
 
 
@@ -235,11 +287,13 @@ def _shards(samples: Iterable[Feeds]) -> Iterator[tuple[int, list[dict[str, npt.
 
 def _observe_shard(job: _Job, start: int, samples: list[dict[str, npt.NDArray[Any]]]) -> bytes:
     """Statistics of some samples as bytes: what runs in another process."""
-    session = InferenceSession(job.model, {"threads": 1})
-    found = job.fresh()
-    for index, sample in enumerate(samples, start):
-        found.observe(session.native, checked_feeds(session, sample, index))
-    return found.state()
+    return job.observe(_worker_session(job.model), samples, start).state()
+
+
+@lru_cache(maxsize=1)
+def _worker_session(model: bytes) -> InferenceSession:
+    """The session of this process: all shards of a job have the same model."""
+    return InferenceSession(model, {"threads": 1})
 
 
 def channel_statistics(

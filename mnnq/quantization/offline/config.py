@@ -90,7 +90,7 @@ class OfflineConfig:
         Choose weights and biases layer by layer for the inputs that the int8 model really has, with errors of rounding
         compensated (up to 64 samples): slower. Takes the place of `weight_method` for dense convolutions. None: from 24
         samples on it is tried with three quarters of them, and kept if the others show less noise; not with other settings of weights
-        than the defaults, nor without the check.
+        than the defaults, nor without the check, nor where it would take more than about half a minute on one thread.
     equalization
         Even out the channels of activations between layers where this changes nothing in float.
     keep_float

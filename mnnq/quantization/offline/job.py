@@ -21,7 +21,7 @@ from mnnq.quantization.offline.report import (
     OfflineTensor,
 )
 from mnnq.quantization.offline.sensitivity import Trials, candidates, quiet, repair
-from mnnq.quantization.offline.sequential import MIN_SAMPLES, fitted
+from mnnq.quantization.offline.sequential import MIN_SAMPLES, MOST_WORK, fitted, work
 from mnnq.report.compare import CompareResult, compare
 
 
@@ -106,7 +106,8 @@ def quantize_calibrated(
         skip |= more
         fixed.extend(sorted(more))
         attempt = job.attempt(skip)
-    report = replace(_report(attempt, calibration), fixed=tuple(fixed), sequential=job.sequential)
+    report = _report(attempt, calibration)
+    report = replace(report, fixed=tuple(fixed), sequential=job.sequential, notes=(*report.notes, *job.notes))
     if attempt.failed and not config.force:
         raise QuantizationError(_refusal(report, config, more))
     return OfflineResult(attempt.built.model, report)
@@ -154,6 +155,7 @@ class _Job:
         self.sequential = config.sequential is True
         self._sequence: dict[frozenset[str], Built] = {}
         self.seconds: dict[str, float] = {}
+        self.notes: tuple[str, ...] = ()
 
     def _lap(self, stage: str, start: float) -> None:
         self.seconds[stage] = self.seconds.get(stage, 0.0) + time.perf_counter() - start
@@ -179,6 +181,13 @@ class _Job:
     def gains_by_sequence(self, attempt: _Attempt, skip: set[str]) -> bool:
         """Whether the sequential stage takes noise away on samples that it has not seen."""
         if self.calibration.samples < MIN_SAMPLES or not attempt.built.errors:
+            return False
+        needed = work(self.calibration, attempt.built.layout, attempt.built.model)
+        if needed > MOST_WORK:
+            self.notes += (
+                f"the sequential stage would take {needed:.0e} multiply-adds and was not tried; "
+                "sequential=True asks for it",
+            )
             return False
         start = time.perf_counter()
         self.tell("sequential", 0, 1)

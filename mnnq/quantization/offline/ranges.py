@@ -91,6 +91,19 @@ def tensor_codes(
     functions
         All that reads the tensors, if the range is to be chosen for the values of functions.
     """
+    chosen = (config.feature_method, config.symmetric, config.compat, config.feature_limit, config.bits)
+    key = ("codes", tuple(sorted(names)), below, chosen, config.percentile, tuple(functions))
+    return dict(calibration.once(key, lambda: _choose(calibration, names, config, below, functions)))
+
+
+def _choose(
+    calibration: Calibration,
+    names: list[str],
+    config: OfflineConfig,
+    below: bool,
+    functions: Sequence[Function],
+) -> TensorQuant:
+    """The codes of tensors that share them."""
     method, statistics = config.feature_method, calibration.statistics
     compat = config.compat and method in (RangeMethod.KL, RangeMethod.ADMM)
     symmetric = config.symmetric or compat

@@ -9,13 +9,14 @@ import numpy as np
 from mnnq import _native
 from mnnq.ir.model import Model
 from mnnq.quantization.bias_correction import output_means, shift_bias
-from mnnq.quantization.calibrated import Compensation, collect
+from mnnq.quantization.calibrated import MIN_POSITIONS, POSITIONS_PER_INPUT, Compensation, collect
+from mnnq.quantization.offline.calibration import Calibration
 from mnnq.quantization.offline.config import OfflineConfig
 from mnnq.quantization.offline.dataset import Feeds
 from mnnq.quantization.offline.layout import CONVOLUTIONS, Layout
 from mnnq.quantization.offline.weights import WeightError, describe_error, store
 from mnnq.quantization.stepwise import Stepper
-from mnnq.quantization.stored import float_weights
+from mnnq.quantization.stored import describe, float_weights
 
 #: Samples at most: the activations of all are kept at once.
 _SAMPLES = 64
@@ -25,6 +26,32 @@ MIN_SAMPLES = 24
 
 #: Settings of the error compensation; strongly damped, as noise of the codes is part of the inputs.
 _SETTINGS = Compensation(damping=1.0)
+
+
+#: Multiply-adds that the stage may take to be tried unasked: about half a minute on one thread.
+MOST_WORK = 3e11
+
+
+def work(calibration: Calibration, layout: Layout, model: Model) -> float:
+    """Multiply-adds of the stage: covariances of the inputs, their factors, rounding with compensation.
+
+    Parameters
+    ----------
+    model
+        The model that the layout is of.
+    """
+    total = 0.0
+    share = fitted(calibration.samples) / calibration.samples
+    for op in model.ops:
+        if id(op) not in layout.integer or op.type != "Convolution":
+            continue
+        common = op.params["common"]
+        outputs, groups = int(common["outputCount"]), max(int(common.get("group", 1)), 1)
+        columns = describe(op).shape[1]
+        positions = calibration.statistics.summary(op.outputs[0])["count"] / outputs * share
+        rows = min(positions, max(MIN_POSITIONS, POSITIONS_PER_INPUT * columns))
+        total += columns**2 * (groups * (2 * rows + columns / 3) + outputs * (1 + 2 * _SETTINGS.sweeps))
+    return total
 
 
 def fitted(samples: int) -> int:

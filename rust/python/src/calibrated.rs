@@ -29,13 +29,13 @@ fn error(py: Python<'_>, error: &QuantError) -> PyErr {
 }
 
 /// A pool of its own, or the process's.
-fn pool(py: Python<'_>, threads: Option<i64>) -> PyResult<Option<Arc<ThreadPool>>> {
+pub(crate) fn pool(py: Python<'_>, threads: Option<i64>) -> PyResult<Option<Arc<ThreadPool>>> {
     let Some(threads) = thread_count(py, threads)? else { return Ok(None) };
     let pool = ThreadPoolBuilder::new().num_threads(threads).build();
     pool.map(|pool| Some(Arc::new(pool))).map_err(|error| invalid(py, "threads", &error.to_string()))
 }
 
-fn within<R: Send>(pool: Option<&ThreadPool>, work: impl FnOnce() -> R + Send) -> R {
+pub(crate) fn within<R: Send>(pool: Option<&ThreadPool>, work: impl FnOnce() -> R + Send) -> R {
     match pool {
         Some(pool) => pool.install(work),
         None => work(),

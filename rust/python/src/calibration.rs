@@ -106,10 +106,11 @@ impl NativeStatistics {
         names.sort_unstable();
         names.dedup();
         let mut failed: Option<String> = None;
+        let threads = native.session.options().threads;
         let result = py.detach(|| {
             let mut show = |name: &str, view: TensorView<'_>| {
                 if failed.is_none() {
-                    failed = count(tensors.get_mut(name), channels.get_mut(name), view, *momentum)
+                    failed = count(tensors.get_mut(name), channels.get_mut(name), view, *momentum, threads)
                         .err()
                         .map(|problem| format!("tensor {name:?}: {problem}"));
                 }
@@ -298,6 +299,7 @@ fn count(
     channels: Option<&mut ChannelStatistics>,
     view: TensorView<'_>,
     momentum: f64,
+    threads: usize,
 ) -> Result<(), String> {
     let desc = view.desc();
     if desc.dtype != DType::F32 {
@@ -307,7 +309,7 @@ fn count(
     if let Some(tensor) = tensor {
         let area: usize = if dims.len() > 2 { dims[2..].iter().product() } else { 1 };
         tensor.area = tensor.area.max(area as u64);
-        tensor.add(values, momentum).map_err(|error| error.to_string())?;
+        tensor.add(values, momentum, threads).map_err(|error| error.to_string())?;
     }
     if let Some(channels) = channels {
         let (count, inner) = match (dims.len(), desc.layout) {

@@ -8,6 +8,7 @@ mod calibration;
 mod cpu;
 mod errors;
 mod format;
+mod offline;
 mod quant;
 mod session;
 mod tables;
@@ -26,6 +27,7 @@ mod _native {
         quant::add(module)?;
         session::add(module)?;
         calibration::add(module)?;
+        offline::add(module)?;
         cpu::add(module)?;
         calibrated::add(module)
     }

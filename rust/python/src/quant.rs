@@ -142,7 +142,11 @@ pub(crate) fn codes_dict<'py>(
     Ok(out)
 }
 
-fn matrix<T: Element>(py: Python<'_>, values: Vec<T>, shape: [usize; 2]) -> PyResult<Bound<'_, PyArray2<T>>> {
+pub(crate) fn matrix<T: Element>(
+    py: Python<'_>,
+    values: Vec<T>,
+    shape: [usize; 2],
+) -> PyResult<Bound<'_, PyArray2<T>>> {
     PyArray1::from_vec(py, values).reshape(shape)
 }
 

@@ -4,6 +4,7 @@
 //! [`weight`]. This module knows matrices and numbers; it must not know graphs or files.
 
 pub mod affine;
+pub mod difference;
 pub mod error;
 pub mod linalg;
 pub mod moments;

@@ -195,7 +195,7 @@ mod tests {
     fn travels_unchanged() {
         let mut tensor = TensorStatistics { area: 9, ..TensorStatistics::default() };
         tensor.magnitudes = Some((2.0, vec![0; kl::MNN_BINS]));
-        tensor.add(&[0.0, 1.5, -0.25, 1e-3], 0.99).unwrap();
+        tensor.add(&[0.0, 1.5, -0.25, 1e-3], 0.99, 1).unwrap();
         let mut channels = ChannelStatistics::default();
         assert!(channels.add(&[1.0, 2.0, 3.0, -4.0], 2, 1));
         let mut writer = Writer::default();

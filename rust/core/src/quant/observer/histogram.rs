@@ -1,6 +1,7 @@
 //! A histogram of signed values that finds its own range.
 
 use mnnq_kernels::multiversion::{Level, Loop, dispatch};
+use rayon::prelude::*;
 
 /// Bins on each side of zero.
 pub const HALF: usize = 2048;
@@ -13,6 +14,9 @@ const CHUNK: usize = 2048;
 
 /// Counters that work side by side, so that equal values in a row do not wait for each other.
 const LANES: usize = 4;
+
+/// Fewest values that are worth a second thread.
+const PARALLEL: usize = 1 << 14;
 
 /// A value that is infinite or not a number.
 #[derive(Debug, Clone, Copy, PartialEq, thiserror::Error)]
@@ -137,6 +141,25 @@ impl Histogram {
             }
             self.collect(&mut lanes);
         }
+        Ok(())
+    }
+
+    /// Counts values with up to `threads` threads of the pool in force; the counts are those of [`add`](Self::add).
+    ///
+    /// # Errors
+    /// [`NotFinite`], as there.
+    pub fn add_parallel(&mut self, values: &[f32], threads: usize) -> Result<(), NotFinite> {
+        if threads < 2 || values.len() < PARALLEL {
+            return self.add(values);
+        }
+        let parts: Vec<Self> = values
+            .par_chunks(values.len().div_ceil(threads))
+            .map(|part| {
+                let mut one = Self::default();
+                one.add(part).map(|()| one)
+            })
+            .collect::<Result<_, _>>()?;
+        parts.iter().for_each(|part| self.merge(part));
         Ok(())
     }
 
@@ -319,6 +342,13 @@ mod tests {
         for part in all.chunks(313) {
             histogram.add(part).unwrap();
         }
+        let mut parallel = Histogram::default();
+        for part in [&all[..], &all[..9000]].concat().repeat(3).chunks(40_000) {
+            parallel.add_parallel(part, 3).unwrap();
+        }
+        let mut alone = Histogram::default();
+        alone.add(&[&all[..], &all[..9000]].concat().repeat(3)).unwrap();
+        assert_eq!(parallel, alone);
         let (exponent, counts, zeros, min, max) = histogram.parts();
         let (want, want_zeros) = plain(&all, exponent.unwrap());
         assert_eq!((counts, zeros), (&want[..], want_zeros));

@@ -42,15 +42,11 @@ pub fn threshold_of(counts: &[u64], levels: usize) -> usize {
 
 /// The smallest divergence over the numbers of bins kept.
 fn threshold(mass: &[f64], levels: usize, stride: usize, empty: impl Fn(f64) -> bool) -> usize {
+    let sums = Sums::new(mass, empty);
     let bins = mass.len();
     let (mut best, mut least) = (bins.saturating_sub(1).max(1), f64::INFINITY);
-    let mut prefix = vec![0.0; bins + 1];
-    for (index, &m) in mass.iter().enumerate() {
-        prefix[index + 1] = prefix[index] + m;
-    }
     for kept in (levels..bins).step_by(stride) {
-        let tail = (prefix[bins] - prefix[kept]).max(0.0);
-        let divergence = divergence(&mass[..kept], tail, levels, &empty);
+        let divergence = sums.divergence(kept, levels);
         if divergence < least {
             (best, least) = (kept, divergence);
         }
@@ -58,52 +54,101 @@ fn threshold(mass: &[f64], levels: usize, stride: usize, empty: impl Fn(f64) -> 
     best
 }
 
-/// `sum P log(P / Q)` for the first bins with the tail added to the last.
-fn divergence(mass: &[f64], tail: f64, levels: usize, empty: &impl Fn(f64) -> bool) -> f64 {
-    let kept = mass.len();
-    let width = kept as f64 / levels as f64;
-    let mut quantized = vec![0.0; kept];
-    for level in 0..levels {
-        let (start, end) = (level as f64 * width, (level as f64 + 1.0) * width);
-        let (first, last) = (start.ceil() as usize, (end.floor() as usize).min(kept));
-        // Shares of the bins that the boundaries cut.
-        let left = (first as f64 - start).max(0.0);
-        let right = (end - last as f64).max(0.0);
-        let mut sum: f64 = mass[first.min(kept)..last].iter().sum();
-        let mut weight: f64 = mass[first.min(kept)..last].iter().filter(|&&m| !empty(m)).count() as f64;
-        if left > 0.0 && first > 0 && !empty(mass[first - 1]) {
-            sum += left * mass[first - 1];
-            weight += left;
+/// Sums over the first bins, so that those of any interval are differences.
+struct Sums<'a> {
+    mass: &'a [f64],
+    /// Whether a bin is empty and receives no mass.
+    empty: Vec<bool>,
+    /// `sum m`.
+    total: Vec<f64>,
+    /// Bins that are not empty.
+    filled: Vec<f64>,
+    /// `sum m ln m`.
+    entropy: Vec<f64>,
+}
+
+impl<'a> Sums<'a> {
+    fn new(mass: &'a [f64], empty: impl Fn(f64) -> bool) -> Self {
+        let mut sums = Self {
+            mass,
+            empty: mass.iter().map(|&m| empty(m)).collect(),
+            total: vec![0.0],
+            filled: vec![0.0],
+            entropy: vec![0.0],
+        };
+        for (index, &m) in mass.iter().enumerate() {
+            sums.total.push(sums.total[index] + m);
+            sums.filled.push(sums.filled[index] + if sums.empty[index] { 0.0 } else { 1.0 });
+            sums.entropy.push(sums.entropy[index] + if m > 0.0 { m * m.ln() } else { 0.0 });
         }
-        if right > 0.0 && last < kept && !empty(mass[last]) {
-            sum += right * mass[last];
-            weight += right;
-        }
-        if weight == 0.0 {
-            continue;
-        }
-        let mean = sum / weight;
-        for (q, &m) in quantized[first.min(kept)..last].iter_mut().zip(&mass[first.min(kept)..last]) {
-            if !empty(m) {
-                *q += mean;
+        sums
+    }
+
+    /// `sum P log(P / Q)` for the first bins with the tail added to the last.
+    ///
+    /// Bins that lie in one level have its mean as Q, so that their sum is `sum m ln m - ln(mean) sum m`; those that a boundary cuts
+    /// and the last one are summed one by one.
+    fn divergence(&self, kept: usize, levels: usize) -> f64 {
+        let width = kept as f64 / levels as f64;
+        let last = kept - 1;
+        let mut divergence = 0.0;
+        // The bin that the end of the level before has cut, and what it has of Q so far.
+        let mut cut: Option<(usize, f64)> = None;
+        let mut of_last = 0.0;
+        for level in 0..levels {
+            let (start, end) = (level as f64 * width, (level as f64 + 1.0) * width);
+            let (from, to) = ((start.ceil() as usize).min(kept), (end.floor() as usize).min(kept));
+            // Shares of the bins that the boundaries cut.
+            let left = if from > 0 && !self.empty[from - 1] { (from as f64 - start).max(0.0) } else { 0.0 };
+            let right = if to < kept && !self.empty[to] { (end - to as f64).max(0.0) } else { 0.0 };
+            let (mut sum, mut weight) = (0.0, 0.0);
+            if to > from {
+                sum = self.total[to] - self.total[from];
+                weight = self.filled[to] - self.filled[from];
+            }
+            if left > 0.0 {
+                sum += left * self.mass[from - 1];
+                weight += left;
+            }
+            if right > 0.0 {
+                sum += right * self.mass[to];
+                weight += right;
+            }
+            let mean = if weight > 0.0 { sum / weight } else { 0.0 };
+            if let Some((bin, part)) = cut.take() {
+                let q = part + if left > 0.0 && bin + 1 == from { left * mean } else { 0.0 };
+                if bin == last { of_last = q } else { divergence += term(self.mass[bin], q) }
+            }
+            let inner = to.min(last);
+            if inner > from && mean > 0.0 {
+                let (m, entropy) =
+                    (self.total[inner] - self.total[from], self.entropy[inner] - self.entropy[from]);
+                divergence += entropy - m * mean.ln();
+            }
+            if to == kept && from < kept && !self.empty[last] {
+                of_last = mean;
+            }
+            if right > 0.0 {
+                cut = Some((to, right * mean));
             }
         }
-        if left > 0.0 && first > 0 && !empty(mass[first - 1]) {
-            quantized[first - 1] += left * mean;
+        if let Some((bin, q)) = cut {
+            if bin == last { of_last += q } else { divergence += term(self.mass[bin], q) }
         }
-        if right > 0.0 && last < kept && !empty(mass[last]) {
-            quantized[last] += right * mean;
-        }
+        let tail = (self.total[self.mass.len()] - self.total[kept]).max(0.0);
+        divergence + term(self.mass[last] + tail, of_last)
     }
-    let mut total = 0.0;
-    for (index, (&m, &q)) in mass.iter().zip(&quantized).enumerate() {
-        let p = if index + 1 == kept { m + tail } else { m };
-        if p <= 0.0 {
-            continue;
-        }
-        total += if q > 0.0 { p * (p / q).ln() } else { 1.0 };
+}
+
+/// What a bin adds to the divergence.
+fn term(p: f64, q: f64) -> f64 {
+    if p <= 0.0 {
+        0.0
+    } else if q > 0.0 {
+        p * (p / q).ln()
+    } else {
+        1.0
     }
-    total
 }
 
 #[cfg(test)]
@@ -143,6 +188,40 @@ mod tests {
             let counts: Vec<u64> =
                 (0..400).map(|i| (1e6 * (-f64::from(i) / (400.0 / tail)).exp()) as u64).collect();
             assert_eq!(mnn_threshold(&counts), literal(&counts), "{tail}");
+        }
+    }
+
+    #[test]
+    fn sums_over_intervals_give_what_single_bins_give() {
+        let empty = |m: f64| m == 0.0;
+        let mass: Vec<f64> = (0..300)
+            .map(|i| if i % 3 == 1 || (40..70).contains(&i) { 0.0 } else { 1.0 / f64::from(i + 9) })
+            .collect();
+        let sums = Sums::new(&mass, empty);
+        for (levels, kept) in [(127, 127), (127, 128), (127, 200), (64, 299), (20, 61), (33, 290)] {
+            let width = kept as f64 / levels as f64;
+            let share = |bin: usize, level: usize| {
+                let (from, to) = (level as f64 * width, (level + 1) as f64 * width);
+                let share = (to.min(bin as f64 + 1.0) - from.max(bin as f64)).max(0.0);
+                if empty(mass[bin]) { 0.0 } else { share }
+            };
+            let means: Vec<f64> = (0..levels)
+                .map(|level| {
+                    let (sum, weight) = (0..kept)
+                        .map(|bin| (share(bin, level) * mass[bin], share(bin, level)))
+                        .fold((0.0, 0.0), |a, b| (a.0 + b.0, a.1 + b.1));
+                    if weight > 0.0 { sum / weight } else { 0.0 }
+                })
+                .collect();
+            let want: f64 = (0..kept)
+                .map(|bin| {
+                    let q = (0..levels).map(|level| share(bin, level) * means[level]).sum();
+                    let tail: f64 = if bin + 1 == kept { mass[kept..].iter().sum() } else { 0.0 };
+                    term(mass[bin] + tail, q)
+                })
+                .sum();
+            let found = sums.divergence(kept, levels);
+            assert!((found - want).abs() < 1e-9, "{levels} {kept}: {found} {want}");
         }
     }
 

@@ -129,17 +129,17 @@ pub struct TensorStatistics {
 }
 
 impl TensorStatistics {
-    /// Adds a sample.
+    /// Adds a sample, with up to `threads` threads; the result does not depend on them.
     ///
     /// # Errors
     /// [`NotFinite`].
-    pub fn add(&mut self, values: &[f32], momentum: f64) -> Result<(), NotFinite> {
+    pub fn add(&mut self, values: &[f32], momentum: f64, threads: usize) -> Result<(), NotFinite> {
         if values.is_empty() {
             return Ok(());
         }
         let mut sample = Histogram::default();
         let target = if self.histogram.count() == 0 { &mut self.histogram } else { &mut sample };
-        target.add(values)?;
+        target.add_parallel(values, threads)?;
         let (low, high) = (target.min(), target.max());
         if sample.count() > 0 {
             self.histogram.merge(&sample);
@@ -237,7 +237,7 @@ mod tests {
         let values: Vec<f32> =
             (0..20_000).map(|i| ((i as f32 * 0.37).sin() * 2.0).max(-0.5).powi(3)).collect();
         let mut statistics = TensorStatistics::default();
-        values.chunks(5000).for_each(|part| statistics.add(part, 0.99).unwrap());
+        values.chunks(5000).for_each(|part| statistics.add(part, 0.99, 1).unwrap());
         for method in [
             Method::MinMax,
             Method::Percentile(99.9),
@@ -256,7 +256,7 @@ mod tests {
         assert!(statistics.mnn_divergence(127).is_none());
         statistics.magnitudes = Some((4.0, vec![0; kl::MNN_BINS]));
         let values: Vec<f32> = (0..4000).map(|i| i as f32 / 1000.0).collect();
-        statistics.add(&values, 0.99).unwrap();
+        statistics.add(&values, 0.99, 1).unwrap();
         let codes = statistics.mnn_divergence(127).unwrap();
         assert!(codes.scale > 3.5 / 127.0 && codes.scale <= 4.0 / 127.0, "{codes:?}");
         statistics.area = 1;

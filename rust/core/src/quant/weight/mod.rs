@@ -18,6 +18,7 @@ use rayon::prelude::*;
 pub mod gain;
 pub mod gptq;
 pub mod hqq;
+pub mod rows;
 pub mod rtn;
 pub mod search;
 pub mod source;
