@@ -416,11 +416,27 @@ def lower_nodes(builder: Lowering, nodes: Sequence[Node]) -> list[str]:
             continue
         start = len(builder.ops)
         try:
-            function(builder, node)
+            if not _without_elements(builder, node):
+                function(builder, node)
         except Unsupported as reason:
             problems.append(f"{kind} (node {node.label!r}): {reason}")
         _name_after_source(builder.ops[start:], node)
     return problems
+
+
+def _without_elements(builder: Lowering, node: Node) -> bool:
+    """Produce outputs that are all known to be empty as constants; MNN's operators compute no empty tensors."""
+    outs = [name for name in node.outputs if name]
+    shapes = [builder.static_shape(name) for name in outs]
+    types = [builder.info(name).dtype for name in outs]
+    if not outs or any(node.subgraphs()) or any(shape is None or 0 not in shape for shape in shapes):
+        return False
+    if any(dtype is None for dtype in types):
+        return False
+    for out, shape, dtype in zip(outs, shapes, types, strict=True):
+        assert shape is not None
+        builder.emit_const(np.zeros(shape, np.float32 if is_float(dtype) else np.int32), out)
+    return True
 
 
 def _name_after_source(ops: Sequence[Op], node: Node) -> None:

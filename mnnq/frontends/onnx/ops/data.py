@@ -47,9 +47,8 @@ def split(b: Lowering, node: Node) -> None:
     if sizes is None and not node.has_input(1) and isinstance(known, int):
         each = -(-known // len(outs))
         sizes = [min(each, known - i * each) for i in range(len(outs))]
-    if sizes is not None and any(size <= 0 for size in sizes):
-        msg = f"a part of size 0 among {sizes}"
-        raise Unsupported(msg)
+    if sizes is not None and min(sizes) <= 0:
+        outs, sizes = _empty_parts(b, node, outs, sizes)
     if len(outs) == 1:
         b.identity(x, outs[0])
     elif sizes is not None:
@@ -66,6 +65,21 @@ def split(b: Lowering, node: Node) -> None:
             "Slice", [x], outs, param_type="Slice", axis=axis, sourceType="TENSORFLOW",
             slicePoints=np.asarray([len(outs)], np.int32),
         )  # fmt: skip
+
+
+def _empty_parts(
+    b: Lowering, node: Node, outs: Sequence[str], sizes: Sequence[int]
+) -> tuple[list[str], list[int]]:
+    """Produce the parts of size 0 as constants; what is left to cut."""
+    for out, size, name in zip(outs, sizes, node.outputs, strict=True):
+        shape = b.static_shape(name) if name else None
+        if size < 0 or (size == 0 and name and shape is None):
+            msg = f"a part of size {size} among {list(sizes)}, of a tensor of unknown shape"
+            raise Unsupported(msg)
+        if size == 0 and shape is not None:
+            b.emit_const(np.zeros(shape, np.float32 if b.is_float(node.inputs[0]) else np.int32), out)
+    left = [(out, size) for out, size in zip(outs, sizes, strict=True) if size > 0]
+    return [out for out, _ in left], [size for _, size in left]
 
 
 def _split_uneven(b: Lowering, x: str, axis: int, outs: Sequence[str]) -> None:

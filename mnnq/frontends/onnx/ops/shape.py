@@ -52,7 +52,14 @@ def reshape(b: Lowering, node: Node) -> None:
     x, out = node.inputs[0], node.outputs[0]
     target = dims.constant_ints(b, node.inputs[1])
     if target is None:
-        # With allowzero a computed 0 can only stand for an axis of an empty tensor, which has no elements anyway.
+        empty = b.static_shape(x)
+        if dims.int_attr(node, "allowzero", 0) and empty is not None and 0 in empty:
+            # No elements: only the shape matters. Beside a 0 there is no -1, and without a 0 it stands for one.
+            target_name = b.binary("MAXIMUM", node.inputs[1], b.const(0, "least", np.int32))
+            value = b.const(np.zeros((), np.float32 if b.is_float(x) else np.int32), "fill")
+            b.emit("Fill", [target_name, value], out, param_type="Fill")
+            return
+        # With allowzero a computed 0 can only stand for an axis of an empty tensor, which is known to be one then.
         b.reshape(x, node.inputs[1], out)
         return
     known = b.shape(x)

@@ -2,13 +2,13 @@
 
 use std::borrow::Cow;
 
-use mnnq_format::schema::{CoordinateTransformationMode as Mode, TableKind, interp};
+use mnnq_format::schema::{CoordinateTransformationMode as Mode, TableKind, blob, interp, tensor_describe};
 
 use super::epilogue::Epilogue;
 use super::error::{OpError, OpResult};
 use super::operator::{Facts, InferResult, Kernel, Layouts, Operator, PrepareContext, StepIo};
 use super::registry::OpSource;
-use super::support::for_each_outer;
+use super::support::{for_each_outer, ints};
 use crate::tensor::{DType, Layout, Shape, TensorDesc};
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -28,8 +28,10 @@ pub(super) struct Interp {
     /// Size and scale (height, width) in the table, used without a second input.
     size: [i32; 2],
     scale: [f32; 2],
-    /// Explicit coordinates of files with fixed shapes: offsets (height, width).
     offset: [f32; 2],
+    /// Output size (height, width) in files with fixed shapes. There the table has the coordinates themselves:
+    /// `x_src = x_dst * scale + offset`.
+    fixed: Option<[usize; 2]>,
     cubic: f32,
     has_input: bool,
 }
@@ -67,7 +69,15 @@ impl Interp {
             offset: [table.get(interp::HEIGHT_OFFSET), table.get(interp::WIDTH_OFFSET)],
             cubic: table.get(interp::CUBIC_COEFF_A),
             has_input: source.inputs > 1,
+            fixed: (source.inputs == 1).then(|| Self::described(source)).flatten(),
         })
+    }
+
+    /// Output size in a file with fixed shapes.
+    fn described(source: &OpSource<'_>) -> Option<[usize; 2]> {
+        let blob = source.described.first().copied().flatten()?.get(tensor_describe::BLOB)?;
+        let &[_, _, h, w] = &ints(blob.get(blob::DIMS))?[..] else { return None };
+        Self::sizes([h, w]).ok()
     }
 
     /// Output height and width, and per axis the scale that was given, if one was.
@@ -100,6 +110,9 @@ impl Interp {
                 (_, count) => return Err(OpError::value(1, format!("{count} values, wanted 4")).into()),
             });
         }
+        if let Some(size) = self.fixed {
+            return Ok((size, [None; 2]));
+        }
         if self.size[0] > 0 && self.size[1] > 0 {
             return Ok((Self::sizes(self.size.map(i64::from))?, [None; 2]));
         }
@@ -124,6 +137,7 @@ impl Interp {
     fn taps(&self, axis: usize, input: usize, output: usize, given: Option<f32>) -> Vec<Taps> {
         let ratio = given.map_or(input as f32 / output.max(1) as f32, |scale| 1.0 / scale);
         let (scale, offset) = match self.mode {
+            _ if self.fixed.is_some() => (self.scale[axis], self.offset[axis]),
             Mode::HalfPixels => (ratio, 0.5 * ratio - 0.5),
             Mode::PytorchHalfPixels if output == 1 => (0.0, 0.0),
             Mode::PytorchHalfPixels => (ratio, 0.5 * ratio - 0.5),

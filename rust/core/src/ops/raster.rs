@@ -23,6 +23,8 @@ struct Region {
 /// `Raster`: its output's shape and regions are in the file's tensor descriptions.
 pub(super) struct Raster {
     shape: Shape,
+    /// Its type, if there is no input to tell.
+    dtype: Option<DType>,
     regions: Vec<Region>,
 }
 
@@ -31,17 +33,24 @@ impl Raster {
         source.expect_outputs(1)?;
         let described = source.described.first().copied().flatten();
         let table = described.ok_or_else(|| OpError::unsupported("a raster without described output"))?;
-        let dims = table.get(tensor_describe::BLOB).and_then(|b| ints(b.get(blob::DIMS))).unwrap_or_default();
+        let blob = table.get(tensor_describe::BLOB);
+        let dims = blob.and_then(|b| ints(b.get(blob::DIMS))).unwrap_or_default();
         let regions = table.get(tensor_describe::REGIONS).unwrap_or_default();
-        let regions = regions.iter().map(|region| Self::region(region, source)).collect::<OpResult<_>>()?;
-        Ok(Self { shape: Shape::from_signed(&dims)?, regions })
+        if regions.len() != source.inputs {
+            let wanted = format!("{}, one per input", source.inputs);
+            return Err(OpError::attribute("regions", format!("{} regions", regions.len()), wanted));
+        }
+        let regions = regions.iter().enumerate().map(|(input, region)| Self::region(region, input));
+        Ok(Self {
+            shape: Shape::from_signed(&dims)?,
+            dtype: blob.and_then(|blob| DType::from_wire(blob.get(blob::DATA_TYPE))),
+            regions: regions.collect::<OpResult<_>>()?,
+        })
     }
 
-    fn region(table: &Table, source: &OpSource<'_>) -> OpResult<Region> {
-        let origin = table.get(region::ORIGIN);
-        let input = usize::try_from(origin).ok().filter(|&input| input < source.inputs).ok_or_else(|| {
-            OpError::attribute("origin", origin, format!("one of {} inputs", source.inputs))
-        })?;
+    /// Region `input`, whose elements are in the input of this position. (`origin` is not written by MNN's converter, nor read
+    /// when its runtime executes the operator.)
+    fn region(table: &Table, input: usize) -> OpResult<Region> {
         let three = |key, list: Option<Vec<i64>>| -> OpResult<[i64; 3]> {
             let list = list.unwrap_or_default();
             list.as_slice().try_into().map_err(|_| OpError::attribute(key, format!("{list:?}"), "3 numbers"))
@@ -78,7 +87,10 @@ fn bounds((offset, strides): (i64, [i64; 3]), size: [usize; 3]) -> Option<(i64, 
 
 impl Operator for Raster {
     fn infer(&self, inputs: &Facts<'_>) -> InferResult {
-        let dtype = inputs.desc(0)?.dtype;
+        let dtype = match (inputs.is_empty(), self.dtype) {
+            (true, Some(dtype)) => dtype,
+            _ => inputs.desc(0)?.dtype,
+        };
         for region in self.regions.iter().filter(|region| !region.size.contains(&0)) {
             let desc = inputs.typed(region.input, dtype)?;
             for (view, count, what) in

@@ -161,6 +161,9 @@ fn assign(
         ));
     }
     let count = i64::from(table.get(loop_param::TENSOR_NUMBER));
+    if count < 0 {
+        return Err(OpError::attribute("tensorNumber", count, "at least 0"));
+    }
     for (&slot, buffer) in list.iter().zip(buffers) {
         let Some(buffer) = buffer else { continue };
         if !(0..count).contains(&slot) || slots.insert(slot, buffer).is_some() {
