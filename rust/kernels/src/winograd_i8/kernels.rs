@@ -18,6 +18,9 @@ pub struct WinogradI8 {
     /// Pairs of channels per step of the inner loop.
     pub(super) steps: usize,
     tiles: &'static [&'static [TileFn]],
+    /// See [`pays`](WinogradI8::pays).
+    least_channels: usize,
+    least_tiles: usize,
 }
 
 impl std::fmt::Debug for WinogradI8 {
@@ -34,6 +37,8 @@ fn baseline() -> WinogradI8 {
         lanes: 4,
         steps: 1,
         tiles: tile_table!(tile_plain, [1 2], [1 2 3 4]),
+        least_channels: usize::MAX,
+        least_tiles: usize::MAX,
     }
 }
 
@@ -49,6 +54,8 @@ fn of_architecture() -> Vec<WinogradI8> {
         lanes: 4,
         steps: 4,
         tiles: tile_table!(madd_128, [1 2], [1 2 3 4]),
+        least_channels: 16,
+        least_tiles: 4,
     }];
     all.extend(Avx2::detect().map(|token| WinogradI8 {
         name: "winograd_i8_avx2_6x16",
@@ -57,6 +64,8 @@ fn of_architecture() -> Vec<WinogradI8> {
         lanes: 8,
         steps: 1,
         tiles: tile_table!(madd_256, [1 2], [1 2 3 4 5 6]),
+        least_channels: 16,
+        least_tiles: 4,
     }));
     all.extend(AvxVnni::detect().map(|token| WinogradI8 {
         name: "winograd_i8_avxvnni_6x16",
@@ -65,6 +74,8 @@ fn of_architecture() -> Vec<WinogradI8> {
         lanes: 8,
         steps: 1,
         tiles: tile_table!(vnni_256, [1 2], [1 2 3 4 5 6]),
+        least_channels: 48,
+        least_tiles: 12,
     }));
     all.extend(Avx512::detect().map(|token| WinogradI8 {
         name: "winograd_i8_avx512_14x32",
@@ -73,6 +84,8 @@ fn of_architecture() -> Vec<WinogradI8> {
         lanes: 16,
         steps: 1,
         tiles: tile_table!(madd_512, [1 2], [1 2 3 4 5 6 7 8 9 10 11 12 13 14]),
+        least_channels: 16,
+        least_tiles: 4,
     }));
     all.extend(Avx512Vnni::detect().map(|token| WinogradI8 {
         name: "winograd_i8_avx512vnni_14x32",
@@ -81,6 +94,8 @@ fn of_architecture() -> Vec<WinogradI8> {
         lanes: 16,
         steps: 1,
         tiles: tile_table!(vnni_512, [1 2], [1 2 3 4 5 6 7 8 9 10 11 12 13 14]),
+        least_channels: 48,
+        least_tiles: 12,
     }));
     all
 }
@@ -114,6 +129,13 @@ impl WinogradI8 {
     /// The instruction set of the transformations and epilogues.
     pub fn isa(&self) -> VectorIsa {
         self.isa
+    }
+
+    /// Whether this is faster than the direct sum with the int8 instructions of the same level, as measured: there must be
+    /// enough input channels to pay for the transformations, and enough tiles of 4 x 4 outputs for weights that take
+    /// eight times as much memory. Never without vectors.
+    pub fn pays(&self, in_channels: usize, tiles: usize) -> bool {
+        in_channels >= self.least_channels && tiles >= self.least_tiles
     }
 
     /// Rows of a tile of the products.
