@@ -23,6 +23,7 @@
 //! ```
 
 mod aligned;
+mod choice;
 pub mod conv_f32;
 pub mod conv_i8;
 pub mod cpu;

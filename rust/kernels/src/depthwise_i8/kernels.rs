@@ -5,6 +5,7 @@ use super::a64;
 use super::micro::{InterleaveFn, LINE_UNIT, StripArgs, StripFn, interleave_plain, strip_plain};
 #[cfg(target_arch = "x86_64")]
 use super::x86;
+use crate::choice::choice;
 use crate::cpu::IsaLevel;
 use crate::simd::VectorIsa;
 
@@ -25,12 +26,6 @@ pub struct DepthwiseI8 {
     three: [StripFn; 4],
     /// For any windows.
     any: [StripFn; 4],
-}
-
-impl std::fmt::Debug for DepthwiseI8 {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.write_str(self.name)
-    }
 }
 
 fn baseline() -> DepthwiseI8 {
@@ -156,37 +151,13 @@ fn of_architecture() -> Vec<DepthwiseI8> {
     all
 }
 
-#[cfg(not(any(target_arch = "x86_64", target_arch = "aarch64")))]
-fn of_architecture() -> Vec<DepthwiseI8> {
-    Vec::new()
-}
+choice!(
+    DepthwiseI8,
+    name: "For example `depthwise_i8_avx512vnni`.",
+    isa: "The instruction set of the epilogues."
+);
 
 impl DepthwiseI8 {
-    /// The kernels that may run here, the lowest level first.
-    pub fn all_available() -> Vec<Self> {
-        std::iter::once(baseline()).chain(of_architecture()).collect()
-    }
-
-    /// The best kernel of a level up to `cap` that may run here.
-    pub fn at_most(cap: IsaLevel) -> Self {
-        of_architecture().into_iter().rfind(|kernel| kernel.level <= cap).unwrap_or_else(baseline)
-    }
-
-    /// For example `depthwise_i8_avx512vnni`.
-    pub fn name(&self) -> &'static str {
-        self.name
-    }
-
-    /// The level whose instructions the sums use.
-    pub fn level(&self) -> IsaLevel {
-        self.level
-    }
-
-    /// The instruction set of the epilogues.
-    pub fn isa(&self) -> VectorIsa {
-        self.isa
-    }
-
     /// Channels of a strip.
     pub(super) fn strip(&self) -> usize {
         self.strip

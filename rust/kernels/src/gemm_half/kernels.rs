@@ -1,6 +1,7 @@
 //! The kernels of this family: one entry per instruction set.
 
 use super::portable;
+use crate::choice::choice;
 use crate::cpu::IsaLevel;
 use crate::gemm_f32::micro::{TileEpilogue, tile_table};
 use crate::simd::VectorIsa;
@@ -58,12 +59,6 @@ pub struct GemmHalf {
     tiles: &'static [&'static [TileFn]],
 }
 
-impl std::fmt::Debug for GemmHalf {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.write_str(self.name)
-    }
-}
-
 fn baseline() -> GemmHalf {
     use portable::tile_plain;
     GemmHalf {
@@ -115,45 +110,21 @@ fn of_architecture() -> Vec<GemmHalf> {
     NeonFp16::detect().map(entry).into_iter().collect()
 }
 
-#[cfg(not(any(target_arch = "x86_64", target_arch = "aarch64")))]
-fn of_architecture() -> Vec<GemmHalf> {
-    Vec::new()
-}
+choice!(
+    GemmHalf,
+    name: "For example `gemm_half_avx512bf16_14x32`: instruction set, rows and columns of a tile.",
+    isa: "The instruction set of packing and epilogues."
+);
 
 impl GemmHalf {
-    /// The kernels that may run here, the lowest level first.
-    pub fn all_available() -> Vec<Self> {
-        std::iter::once(baseline()).chain(of_architecture()).collect()
-    }
-
-    /// The best kernel of a level up to `cap` that may run here.
-    pub fn at_most(cap: IsaLevel) -> Self {
-        of_architecture().into_iter().rfind(|kernel| kernel.level <= cap).unwrap_or_else(baseline)
-    }
-
     /// Whether the CPU has instructions for it: without them the product in `f32` is faster.
     pub fn is_native(&self) -> bool {
         self.level != IsaLevel::Baseline
     }
 
-    /// For example `gemm_half_avx512bf16_14x32`: instruction set, rows and columns of a tile.
-    pub fn name(&self) -> &'static str {
-        self.name
-    }
-
     /// What operands are rounded to: `bfloat16` or `float16`.
     pub fn format(&self) -> &'static str {
         self.format
-    }
-
-    /// The level whose instructions the sums use.
-    pub fn level(&self) -> IsaLevel {
-        self.level
-    }
-
-    /// The instruction set of packing and epilogues.
-    pub fn isa(&self) -> VectorIsa {
-        self.isa
     }
 
     /// Rows of a tile.

@@ -4,6 +4,7 @@
 use super::dot::fill_wide;
 use super::dot::{CopyFn, CopyRowsFn, Dot, FillFn, TileFn, fill_bytes};
 use super::portable;
+use crate::choice::choice;
 use crate::cpu::IsaLevel;
 use crate::gemm_f32::micro::tile_table;
 use crate::simd::VectorIsa;
@@ -58,12 +59,6 @@ pub struct GemmI8 {
     /// Copies many rows at once, where that is worth it.
     pub(super) copy_rows: Option<CopyRowsFn>,
     pub(super) fill: FillFn,
-}
-
-impl std::fmt::Debug for GemmI8 {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.write_str(self.name)
-    }
 }
 
 fn baseline() -> GemmI8 {
@@ -196,37 +191,13 @@ fn of_architecture() -> Vec<GemmI8> {
     all
 }
 
-#[cfg(not(any(target_arch = "x86_64", target_arch = "aarch64")))]
-fn of_architecture() -> Vec<GemmI8> {
-    Vec::new()
-}
+choice!(
+    GemmI8,
+    name: "For example `gemm_i8_avx512vnni_14x32`: instruction set, rows and columns of a tile.",
+    isa: "The instruction set of the epilogues."
+);
 
 impl GemmI8 {
-    /// The kernels that may run here, the lowest level first.
-    pub fn all_available() -> Vec<Self> {
-        std::iter::once(baseline()).chain(of_architecture()).collect()
-    }
-
-    /// The best kernel of a level up to `cap` that may run here.
-    pub fn at_most(cap: IsaLevel) -> Self {
-        of_architecture().into_iter().rfind(|kernel| kernel.level <= cap).unwrap_or_else(baseline)
-    }
-
-    /// For example `gemm_i8_avx512vnni_14x32`: instruction set, rows and columns of a tile.
-    pub fn name(&self) -> &'static str {
-        self.name
-    }
-
-    /// The level whose instructions the sums use.
-    pub fn level(&self) -> IsaLevel {
-        self.level
-    }
-
-    /// The instruction set of the epilogues.
-    pub fn isa(&self) -> VectorIsa {
-        self.isa
-    }
-
     /// Rows of a tile.
     pub fn mr(&self) -> usize {
         self.tiles.len()

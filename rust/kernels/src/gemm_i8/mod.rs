@@ -7,7 +7,7 @@
 //! | weights | [`PackedI8`] | panels of `nr` columns in groups of `k`, once, at load; column sums and input zero point become the value that each sum starts from |
 //! | rows of A | `RowSource` | a block of rows is copied to scratch in chunks of 512 bytes, shifted or widened as the instructions want |
 //! | tile | `dot::tile` | `mr x nr` sums in registers over the whole of `k` |
-//! | epilogue | `epilogue::finish` | over the tile while it is in the first-level cache; see [`Output`] |
+//! | epilogue | `dequantize`, `requantize` | over the tile while it is in the first-level cache; see [`Output`] |
 //!
 //! | kernel | instructions | operands |
 //! | --- | --- | --- |
@@ -24,6 +24,7 @@
 
 #[cfg(target_arch = "aarch64")]
 mod a64;
+mod dequantize;
 pub(crate) mod dot;
 mod driver;
 mod epilogue;
@@ -31,6 +32,7 @@ mod kernels;
 mod pack;
 mod portable;
 mod reference;
+mod requantize;
 #[cfg(test)]
 mod tests;
 #[cfg(target_arch = "x86_64")]
@@ -44,11 +46,14 @@ mod x86_vnni;
 #[cfg(target_arch = "x86_64")]
 mod x86_wide;
 
+pub use dequantize::Dequantize;
+pub(crate) use dequantize::{FloatTile, check_rows, finish_float};
 pub(crate) use driver::product;
 pub use driver::{gemm_i8, scratch_len};
-pub use epilogue::{Dequantize, Output, Requantize, ResidualI8, requantize_parameters};
-pub(crate) use epilogue::{FloatTile, SharedOutput, Tile, check_rows, finish_float};
+pub use epilogue::Output;
+pub(crate) use epilogue::{SharedOutput, Tile};
 pub use kernels::GemmI8;
 pub use pack::PackedI8;
 pub(crate) use pack::{Block, MOST_K, MatrixRows, RowSource, check_zero};
 pub use reference::gemm_i8_reference;
+pub use requantize::{Requantize, ResidualI8, requantize_parameters};

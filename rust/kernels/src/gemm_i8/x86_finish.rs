@@ -9,7 +9,8 @@
 
 use std::arch::x86_64::*;
 
-use super::epilogue::{Requantize, ResidualI8, Tile};
+use super::epilogue::Tile;
+use super::requantize::{Requantize, ResidualI8};
 use crate::elementwise_i8::{AddI8, TableI8};
 
 /// Columns of two vectors.

@@ -6,7 +6,8 @@
 
 use std::arch::x86_64::*;
 
-use super::epilogue::{Requantize, ResidualI8, Tile};
+use super::epilogue::Tile;
+use super::requantize::{Requantize, ResidualI8};
 
 /// What an instruction set provides.
 trait Registers: Copy {

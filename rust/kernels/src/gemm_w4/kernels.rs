@@ -2,6 +2,7 @@
 
 use super::micro::TileFn;
 use super::portable;
+use crate::choice::choice;
 use crate::cpu::IsaLevel;
 use crate::simd::VectorIsa;
 
@@ -17,12 +18,6 @@ pub struct GemmW4 {
     pub(super) wide_zero: i32,
     /// Tiles of one panel, `[rows - 1]`, for nibbles and for bytes.
     tiles: [&'static [TileFn]; 2],
-}
-
-impl std::fmt::Debug for GemmW4 {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.write_str(self.name)
-    }
 }
 
 /// Microkernels of `NT` vectors for nibbles and for bytes.
@@ -108,37 +103,13 @@ fn of_architecture() -> Vec<GemmW4> {
     all
 }
 
-#[cfg(not(any(target_arch = "x86_64", target_arch = "aarch64")))]
-fn of_architecture() -> Vec<GemmW4> {
-    Vec::new()
-}
+choice!(
+    GemmW4,
+    name: "For example `gemm_w4_avx512vnni_12x32`: instruction set, rows and columns of a tile.",
+    isa: "The instruction set of the epilogues."
+);
 
 impl GemmW4 {
-    /// The kernels that may run here, the lowest level first.
-    pub fn all_available() -> Vec<Self> {
-        std::iter::once(baseline()).chain(of_architecture()).collect()
-    }
-
-    /// The best kernel of a level up to `cap` that may run here.
-    pub fn at_most(cap: IsaLevel) -> Self {
-        of_architecture().into_iter().rfind(|kernel| kernel.level <= cap).unwrap_or_else(baseline)
-    }
-
-    /// For example `gemm_w4_avx512vnni_12x32`: instruction set, rows and columns of a tile.
-    pub fn name(&self) -> &'static str {
-        self.name
-    }
-
-    /// The level whose instructions the sums use.
-    pub fn level(&self) -> IsaLevel {
-        self.level
-    }
-
-    /// The instruction set of the epilogues.
-    pub fn isa(&self) -> VectorIsa {
-        self.isa
-    }
-
     /// Rows of a tile.
     pub fn mr(&self) -> usize {
         self.tiles[0].len()

@@ -1,6 +1,7 @@
 //! The kernels of this family: one entry per instruction set.
 
 use super::portable::tile_plain;
+use crate::choice::choice;
 use crate::cpu::IsaLevel;
 use crate::gemm_f32::micro::tile_table;
 use crate::gemm_i8::dot::TileFn;
@@ -18,12 +19,9 @@ pub struct WinogradI8 {
     /// Pairs of channels per step of the inner loop.
     pub(super) steps: usize,
     tiles: &'static [&'static [TileFn]],
-}
-
-impl std::fmt::Debug for WinogradI8 {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.write_str(self.name)
-    }
+    /// See [`pays`](WinogradI8::pays).
+    least_channels: usize,
+    least_tiles: usize,
 }
 
 fn baseline() -> WinogradI8 {
@@ -34,6 +32,8 @@ fn baseline() -> WinogradI8 {
         lanes: 4,
         steps: 1,
         tiles: tile_table!(tile_plain, [1 2], [1 2 3 4]),
+        least_channels: usize::MAX,
+        least_tiles: usize::MAX,
     }
 }
 
@@ -49,6 +49,8 @@ fn of_architecture() -> Vec<WinogradI8> {
         lanes: 4,
         steps: 4,
         tiles: tile_table!(madd_128, [1 2], [1 2 3 4]),
+        least_channels: 16,
+        least_tiles: 12,
     }];
     all.extend(Avx2::detect().map(|token| WinogradI8 {
         name: "winograd_i8_avx2_6x16",
@@ -57,6 +59,8 @@ fn of_architecture() -> Vec<WinogradI8> {
         lanes: 8,
         steps: 1,
         tiles: tile_table!(madd_256, [1 2], [1 2 3 4 5 6]),
+        least_channels: 16,
+        least_tiles: 12,
     }));
     all.extend(AvxVnni::detect().map(|token| WinogradI8 {
         name: "winograd_i8_avxvnni_6x16",
@@ -65,6 +69,8 @@ fn of_architecture() -> Vec<WinogradI8> {
         lanes: 8,
         steps: 1,
         tiles: tile_table!(vnni_256, [1 2], [1 2 3 4 5 6]),
+        least_channels: 48,
+        least_tiles: 36,
     }));
     all.extend(Avx512::detect().map(|token| WinogradI8 {
         name: "winograd_i8_avx512_14x32",
@@ -73,6 +79,8 @@ fn of_architecture() -> Vec<WinogradI8> {
         lanes: 16,
         steps: 1,
         tiles: tile_table!(madd_512, [1 2], [1 2 3 4 5 6 7 8 9 10 11 12 13 14]),
+        least_channels: 16,
+        least_tiles: 12,
     }));
     all.extend(Avx512Vnni::detect().map(|token| WinogradI8 {
         name: "winograd_i8_avx512vnni_14x32",
@@ -81,39 +89,29 @@ fn of_architecture() -> Vec<WinogradI8> {
         lanes: 16,
         steps: 1,
         tiles: tile_table!(vnni_512, [1 2], [1 2 3 4 5 6 7 8 9 10 11 12 13 14]),
+        least_channels: 48,
+        least_tiles: 36,
     }));
     all
 }
 
-#[cfg(not(target_arch = "x86_64"))]
+#[cfg(target_arch = "aarch64")]
 fn of_architecture() -> Vec<WinogradI8> {
     Vec::new()
 }
 
+choice!(
+    WinogradI8,
+    name: "For example `winograd_i8_avx2_6x16`: instruction set, rows and columns of a tile of the products.",
+    isa: "The instruction set of the transformations and epilogues."
+);
+
 impl WinogradI8 {
-    /// The kernels that may run here, the lowest level first.
-    pub fn all_available() -> Vec<Self> {
-        std::iter::once(baseline()).chain(of_architecture()).collect()
-    }
-
-    /// The best kernel of a level up to `cap` that may run here.
-    pub fn at_most(cap: IsaLevel) -> Self {
-        of_architecture().into_iter().rfind(|kernel| kernel.level <= cap).unwrap_or_else(baseline)
-    }
-
-    /// For example `winograd_i8_avx2_6x16`: instruction set, rows and columns of a tile of the products.
-    pub fn name(&self) -> &'static str {
-        self.name
-    }
-
-    /// The level whose instructions the sums use.
-    pub fn level(&self) -> IsaLevel {
-        self.level
-    }
-
-    /// The instruction set of the transformations and epilogues.
-    pub fn isa(&self) -> VectorIsa {
-        self.isa
+    /// Whether this is faster than the direct sum with the int8 instructions of the same level, as measured: there must be
+    /// enough input channels to pay for the transformations, and enough tiles of 4 x 4 outputs for weights that take
+    /// eight times as much memory. Never without vectors.
+    pub fn pays(&self, in_channels: usize, tiles: usize) -> bool {
+        in_channels >= self.least_channels && tiles >= self.least_tiles
     }
 
     /// Rows of a tile of the products.

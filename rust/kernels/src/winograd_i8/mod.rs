@@ -127,6 +127,11 @@ impl PackedWinogradI8 {
         Ok(packed)
     }
 
+    /// The kernel that uses this data.
+    pub fn kernel(&self) -> &WinogradI8 {
+        &self.kernel
+    }
+
     /// Adds an integer to every sum of each output channel; the sums wrap around at 32 bits.
     ///
     /// # Errors

@@ -19,6 +19,8 @@ use mnnq_kernels::depthwise_i8::{PackedDepthwiseI8, depthwise_i8};
 use mnnq_kernels::elementwise_i8::{AddI8, TableI8};
 use mnnq_kernels::gemm_i8::{Output, Requantize, ResidualI8, requantize_parameters};
 use mnnq_kernels::geometry::Sliding;
+use mnnq_kernels::winograd_f32::is_winograd;
+use mnnq_kernels::winograd_i8::{PackedWinogradI8, winograd_i8};
 
 use super::super::conv::infer;
 use super::super::conv_weights::ConvCommon;
@@ -148,6 +150,7 @@ fn bounded(offset: i32) -> i32 {
 
 enum Weights {
     Dense(PackedConvI8),
+    Winograd(PackedWinogradI8),
     Depthwise(PackedDepthwiseI8),
 }
 
@@ -197,16 +200,26 @@ impl IntConv {
         group > 1 && group == self.common.out_channels && group == self.common.in_channels
     }
 
+    /// Whether Winograd's algorithm is used, which gives the same sums: 3 x 3 windows without stride, where it is faster on
+    /// this CPU. The first image decides, as the weights are kept in one form.
+    fn prefers_winograd(&self, sliding: &Sliding, codes: &[i8]) -> bool {
+        let tiles = sliding.batch * sliding.out_height.div_ceil(4) * sliding.out_width.div_ceil(4);
+        self.common.group == 1
+            && is_winograd(sliding)
+            && kernels().winograd_i8.pays(self.common.in_channels, tiles)
+            && PackedWinogradI8::is_exact(codes, self.common.in_channels)
+    }
+
     /// What a layer gains on this CPU, for the profile. Floats could not give the same codes, so that nothing depends on it.
-    fn estimate(&self) -> String {
-        if self.depthwise() {
+    fn estimate(&self, weights: &Weights) -> String {
+        if !matches!(weights, Weights::Dense(_)) {
             return String::new();
         }
         format!(", estimated at {:.2} of float", Layer::dense(&self.common).ratio_of_codes())
     }
 
     /// The weights in the order of the kernel; made at the first use, then shared by all plans.
-    fn packed(&self) -> OpResult<Arc<Packed>> {
+    fn packed(&self, sliding: &Sliding) -> OpResult<Arc<Packed>> {
         let mut codes = self.codes.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some(packed) = self.packed.get() {
             return Ok(packed.clone());
@@ -226,6 +239,14 @@ impl IntConv {
                 packed.add_offsets(offsets)?;
             }
             Weights::Depthwise(packed)
+        } else if self.prefers_winograd(sliding, &codes) {
+            let channels = (common.out_channels, common.in_channels);
+            let kernel = &kernels().winograd_i8;
+            let mut packed = PackedWinogradI8::new(kernel, &codes, channels.0, channels.1, zero)?;
+            if let Some(offsets) = &rounding.offsets {
+                packed.add_offsets(offsets)?;
+            }
+            Weights::Winograd(packed)
         } else {
             let dims = [common.out_channels, common.in_channels / common.group, common.taps()];
             let mut packed = PackedConvI8::new(&kernels().gemm_i8, &codes, dims, common.group, zero)?;
@@ -257,7 +278,7 @@ impl Operator for IntConv {
 
     fn prepare(&self, context: &PrepareContext<'_>) -> OpResult<Box<dyn Kernel>> {
         let sliding = self.common.sliding(&context.inputs.shape(0)?)?;
-        let packed = self.packed()?;
+        let packed = self.packed(&sliding)?;
         let (mut residual, mut table): (_, Option<Arc<TableI8>>) = (None, None);
         for step in &context.epilogue.codes {
             match step {
@@ -270,6 +291,7 @@ impl Operator for IntConv {
         }
         let scratch = match &packed.weights {
             Weights::Dense(weights) => weights.scratch_len(&kernels().gemm_i8),
+            Weights::Winograd(weights) => (4 * weights.scratch_len()).next_multiple_of(64),
             Weights::Depthwise(weights) => weights.scratch_len(&kernels().depthwise_i8, &sliding),
         };
         Ok(Box::new(IntConvKernel {
@@ -277,11 +299,11 @@ impl Operator for IntConv {
             relu: self.common.activation.is_some(),
             padding: self.quant.input_zero().clamp(-128, 127) as i8,
             channels: self.common.out_channels,
-            packed,
             residual,
             table,
             scratch: scratch * context.options.threads,
-            words: format!("{}{}", context.epilogue.describe(), self.estimate()),
+            words: format!("{}{}", context.epilogue.describe(), self.estimate(&packed.weights)),
+            packed,
         }))
     }
 }
@@ -302,8 +324,9 @@ struct IntConvKernel {
 impl Kernel for IntConvKernel {
     fn label(&self) -> Cow<'static, str> {
         let (v, h) = (self.sliding.vertical.kernel, self.sliding.horizontal.kernel);
-        let (name, kernel) = match self.packed.weights {
+        let (name, kernel) = match &self.packed.weights {
             Weights::Dense(_) => ("conv", kernels().gemm_i8.name()),
+            Weights::Winograd(weights) => ("conv", weights.kernel().name()),
             Weights::Depthwise(_) => ("depthwise", kernels().depthwise_i8.name()),
         };
         let relu = if self.relu { "+relu" } else { "" };
@@ -317,6 +340,7 @@ impl Kernel for IntConvKernel {
     fn multiply_adds(&self) -> u64 {
         let in_group = match &self.packed.weights {
             Weights::Dense(weights) => self.sliding.channels / weights.groups().max(1),
+            Weights::Winograd(_) => self.sliding.channels,
             Weights::Depthwise(_) => 1,
         };
         crate::ops::conv::conv_products(&self.sliding, in_group, self.channels)
@@ -344,6 +368,10 @@ impl Kernel for IntConvKernel {
         match &self.packed.weights {
             Weights::Dense(weights) => {
                 conv_i8(&kernels().gemm_i8, g, input, padding, weights, output, io.scratch, io.parallel)?;
+            }
+            Weights::Winograd(weights) => {
+                let scratch = crate::ops::support::typed(io.scratch);
+                winograd_i8(g, input, padding, weights, output, scratch, io.parallel)?;
             }
             Weights::Depthwise(weights) => {
                 let kernel = &kernels().depthwise_i8;
