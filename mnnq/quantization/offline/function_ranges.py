@@ -14,6 +14,7 @@ import numpy.typing as npt
 from mnnq import _native
 from mnnq.ir.model import Model, Op
 from mnnq.quantization.offline.layout import COPIES
+from mnnq.quantization.offline.products import EVEN
 from mnnq.quantization.offline.tables import table_function
 
 _Doubles = npt.NDArray[np.float64]
@@ -36,7 +37,7 @@ def functions_behind(model: Model, names: Sequence[str]) -> list[Function]:
     for op in model.ops:
         if not members & set(op.inputs):
             continue
-        function = pointwise(op)
+        function = _evened if op.type == "Scale" and op.inputs[0].endswith(EVEN) else pointwise(op)
         if function is not None:
             found.append(function)
         elif op.type not in COPIES or not members.issuperset(op.outputs):
@@ -55,6 +56,11 @@ def pointwise(op: Op) -> Function | None:
         slopes = np.asarray(op.params.get("slope", ()), np.float64)
         return _leaky(float(np.sqrt(np.square(slopes).mean()))) if slopes.size else None
     return table_function(op)
+
+
+def _evened(x: _Doubles) -> _Doubles:
+    """What is used of a tensor whose channels were evened out: all of it is between -1 and 1, what a function ignores below."""
+    return np.maximum(x, -1.0)
 
 
 def _leaky(slope: float) -> Function:
