@@ -13,6 +13,7 @@ from mnnq.quantization.offline.calibration import Calibration, Progress, calibra
 from mnnq.quantization.offline.config import OfflineConfig
 from mnnq.quantization.offline.dataset import Dataset
 from mnnq.quantization.offline.layout import CONVOLUTIONS, match_skips
+from mnnq.quantization.offline.measured_ranges import measured_clipping
 from mnnq.quantization.offline.report import (
     OfflineLayer,
     OfflineOutput,
@@ -90,6 +91,8 @@ def quantize_calibrated(
     skip = match_skips(model, config.skip)
     job = _Job(calibration, dataset, config, progress)
     attempt = job.attempt(skip)
+    if config.measures_ranges and attempt.check is not None and job.widen(attempt, skip):
+        attempt = job.attempt(skip)
     fixed: list[str] = []
     share = 0.0 if config.compat else config.float_share
     if share and attempt.check is not None and (names := job.noisy(attempt, skip, share)):
@@ -177,6 +180,15 @@ class _Job:
             check = compare(self.calibration.model, built.model, samples, options=options)
             self._lap("check", start)
         return _Attempt(built, check, self.seconds, self.config.min_sqnr_db)
+
+    def widen(self, attempt: _Attempt, skip: set[str]) -> bool:
+        """Widen ranges whose clipping does harm; returns whether there are such."""
+        start = time.perf_counter()
+        self.tell("ranges", 0, 1)
+        trials = Trials(self.builder, self.dataset, skip)
+        self.builder.clipping = measured_clipping(self.builder, attempt.built, trials)
+        self._lap("ranges", start)
+        return bool(self.builder.clipping)
 
     def gains_by_sequence(self, attempt: _Attempt, skip: set[str]) -> bool:
         """Whether the sequential stage takes noise away on samples that it has not seen."""
