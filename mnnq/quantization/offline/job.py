@@ -146,6 +146,10 @@ class _Attempt:
         return not all(output.sqnr_db >= self.min_sqnr_db for output in self.check.outputs)
 
 
+#: Samples at most, of those that the sequential stage has not seen, that judge it.
+_JUDGED = 24
+
+
 class _Job:
     """Attempts on one set of statistics."""
 
@@ -205,7 +209,9 @@ class _Job:
         self.tell("sequential", 0, 1)
         found = self.builder.build(skip, sequential=True)
         self._sequence[frozenset(skip)] = found
-        judge = Trials(self.builder, self.dataset, skip, fitted(self.calibration.samples))
+        judge = Trials(
+            self.builder, self.dataset, skip, first=fitted(self.calibration.samples), count=_JUDGED
+        )
         better = judge.measure(found.model).total < judge.measure(attempt.built.model).total
         self._lap("sequential", start)
         return better
