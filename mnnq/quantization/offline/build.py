@@ -71,6 +71,8 @@ class Builder:
         self._dataset = dataset
         self._means: dict[str, npt.NDArray[np.float64]] | None = None
         self._weights: dict[tuple[str, bytes], _Stored] = {}
+        #: What errors of clipping weigh in the choice of a tensor's range, where it is more than usual.
+        self.clipping: dict[str, float] = {}
         model = calibration.model
         self._excluded = _sensitive_outputs(model, calibration, config) if config.keep_float else set()
 
@@ -78,7 +80,7 @@ class Builder:
         """Quantize all but the operators named."""
         model = self.calibration.model.copy()
         layout = plan_layout(model, set(self.calibration.tensors), set(skip), self._excluded)
-        codes = choose_codes(model, layout, self.calibration, self.config)
+        codes = choose_codes(model, layout, self.calibration, self.config, self.clipping)
         stored = apply_codes(model, layout, codes, self.config, self._weights)
         errors = {op: weights.error for op, weights in stored.items()}
         shifts: dict[str, float] = {}

@@ -19,6 +19,7 @@ from mnnq.quantization.offline.config import OfflineConfig, RangeMethod
 from mnnq.quantization.offline.dataset import Dataset, Feeds
 from mnnq.quantization.offline.equalize import equalize
 from mnnq.quantization.offline.layout import CONVOLUTIONS, match_skips
+from mnnq.quantization.offline.products import ChannelRanges
 from mnnq.runtime.session import InferenceSession
 from mnnq.writer.to_mnn import to_bytes
 
@@ -195,7 +196,10 @@ def _prepare(model: Model, dataset: Dataset, config: OfflineConfig) -> tuple[Mod
         return model, ()
     names = {name for op in model.ops if op.type in CONVOLUTIONS for name in (op.inputs[0], op.outputs[0])}
     found = channel_statistics(model, limited(dataset, EQUALIZATION_SAMPLES), names, config.threads)
-    ranges = {name: np.maximum(-low, high).astype(np.float64) for name, (_, low, high) in found.items()}
+    ranges = {
+        name: ChannelRanges(low.astype(np.float64), high.astype(np.float64))
+        for name, (_, low, high) in found.items()
+    }
     even = model.copy()
     notes = equalize(even, ranges, match_skips(model, config.skip))
     return (even, tuple(notes)) if notes else (model, ())

@@ -180,6 +180,11 @@ class OfflineConfig:
         checked = self.check_samples > 0 and self.bias_correction and not self.compat
         return self.sequential is None and plain and checked
 
+    @property
+    def measures_ranges(self) -> bool:
+        """Whether ranges are checked by what they do to the outputs."""
+        return self.feature_method is RangeMethod.MSE and not self.compat
+
     def _flag(self, key: str) -> None:
         if not isinstance(getattr(self, key), bool):
             msg = f"{getattr(self, key)!r} is neither True nor False"

@@ -5,8 +5,7 @@ Weights have a scale per output channel; what is taken off a channel of an activ
 
 * between convolutions, through sums, ReLU and pooling, which commute with positive factors per channel
   (M. Nagel et al., "Data-Free Quantization Through Weight Equalization and Bias Correction", 2019, here with ranges from data);
-* elsewhere, where a tensor is uneven enough to be worth it, by a product beside the convolution (after
-  G. Xiao et al., "SmoothQuant", 2022).
+* elsewhere by factors beside the convolution (`products`).
 """
 
 from __future__ import annotations
@@ -19,8 +18,15 @@ import numpy.typing as npt
 
 from mnnq.ir.model import Model, Op
 from mnnq.quantization.offline.layout import CONVOLUTIONS
-from mnnq.quantization.offline.weights import bias_of
-from mnnq.quantization.stored import float_weights
+from mnnq.quantization.offline.products import ChannelRanges, insert_products
+from mnnq.quantization.offline.rescaling import (
+    columns,
+    factors,
+    is_plain,
+    plain_weights,
+    scale_columns,
+    scale_rows,
+)
 
 _Doubles = npt.NDArray[np.float64]
 
@@ -32,15 +38,6 @@ _GAIN = 0.5
 
 #: Mean power of a channel as a share of its squared range.
 _SPREAD = 0.1
-
-#: Ratio of the largest range of a channel to the median one from which a product is worth its time.
-_UNEVEN = 6.0
-
-#: Ranges below this share of the largest one count as this much: what is almost always 0 may be larger in other samples.
-_FLOOR = 1 / 64
-
-#: Factors stay within this ratio of each other.
-_LIMIT = 64.0
 
 #: Operators of one data input that commute with positive factors per channel.
 _COMMUTING = frozenset({"ConvertTensor", "Interp", "Pooling", "Pooling3D", "PReLU", "ReLU"})
@@ -56,7 +53,7 @@ class _Group:
     closed: bool = True
 
 
-def equalize(model: Model, ranges: Mapping[str, _Doubles], skip: set[str]) -> list[str]:
+def equalize(model: Model, ranges: Mapping[str, ChannelRanges], skip: set[str]) -> list[str]:
     """Even out channels in place; returns what was done, one line each.
 
     Parameters
@@ -64,17 +61,20 @@ def equalize(model: Model, ranges: Mapping[str, _Doubles], skip: set[str]) -> li
     model
         A float model whose operators may be changed.
     ranges
-        Largest magnitude of each channel, by tensor: inputs and outputs of convolutions.
+        Smallest and largest value of each channel, by tensor: inputs and outputs of convolutions.
     skip
         Operators left float, whose weights stay as they are.
     """
     notes = []
-    count = sum(_apply(group, ranges) for group in _groups(model) if _usable(group, skip))
+    reach = {name: found.reach for name, found in ranges.items()}
+    divided = [_apply(group, reach) for group in _groups(model) if _usable(group, skip)]
+    count = len([tensors for tensors in divided if tensors])
     if count:
         notes.append(f"evened out the channels between convolutions in {count} places")
-    products = _insert_products(model, ranges, skip)
+    rest = set(ranges).difference(*divided)
+    products = insert_products(model, {name: ranges[name] for name in rest}, skip)
     if products:
-        notes.append(f"inserted {products} products that even out channels beside convolutions")
+        notes.append(f"evened out the channels beside convolutions by factors in {products} places")
     return notes
 
 
@@ -93,7 +93,7 @@ def _groups(model: Model) -> list[_Group]:
     open_ends: set[str] = set(model.outputs)
     constants = {name for op in model.ops if op.type == "Const" for name in op.outputs}
     for op in model.ops:
-        if op.type in CONVOLUTIONS and len(op.inputs) == 1 and _is_plain(op):
+        if op.type in CONVOLUTIONS and len(op.inputs) == 1 and is_plain(op):
             for name in (*op.inputs, *op.outputs):
                 root(name)
         elif op.type in _COMMUTING and op.type != "Input":
@@ -119,19 +119,6 @@ def _groups(model: Model) -> list[_Group]:
     return list(groups.values())
 
 
-def _is_plain(op: Op) -> bool:
-    """Float weights in one piece, or one group per channel."""
-    common = op.params["common"]
-    group = int(common.get("group", 1))
-    dense = group == 1
-    depthwise = op.type == "ConvolutionDepthwise" and group == int(common.get("outputCount", 0))
-    return (
-        op.params.get("quanParameter") is None
-        and op.params.get("weight") is not None
-        and (dense or depthwise)
-    )
-
-
 def _usable(group: _Group, skip: set[str]) -> bool:
     if not (group.closed and group.writers and group.readers):
         return False
@@ -140,48 +127,26 @@ def _usable(group: _Group, skip: set[str]) -> bool:
     return not any(op.name in skip for op in (*group.writers, *group.readers))
 
 
-def _weights(op: Op) -> npt.NDArray[np.float32]:
-    return np.array(float_weights(op), np.float32)
-
-
-def _columns(op: Op) -> _Doubles:
-    """Largest weight of each input channel."""
-    weights = np.abs(_weights(op)).astype(np.float64)
-    common = op.params["common"]
-    taps = int(common.get("kernelX", 1)) * int(common.get("kernelY", 1))
-    if op.type == "ConvolutionDepthwise":
-        return np.asarray(weights.reshape(weights.shape[0], -1).max(axis=1))
-    return np.asarray(weights.reshape(weights.shape[0], -1, taps).max(axis=(0, 2)))
-
-
-def factors(ranges: _Doubles, columns: _Doubles, strength: float = 0.5) -> _Doubles:
-    """What each channel is divided by: ``range ** a / column ** (1 - a)``, of geometric mean 1 and bounded."""
-    low = max(float(ranges.max(initial=0.0)) * _FLOOR, 1e-30)
-    found = np.maximum(ranges, low) ** strength
-    found /= np.maximum(columns, max(float(columns.max(initial=0.0)) * 1e-4, 1e-30)) ** (1 - strength)
-    found /= np.exp(np.log(found).mean())
-    return np.asarray(np.clip(found, 1 / _LIMIT, _LIMIT))
-
-
-def _apply(group: _Group, ranges: Mapping[str, _Doubles]) -> bool:
+def _apply(group: _Group, ranges: Mapping[str, _Doubles]) -> set[str]:
+    """Even out the channels of a group where that is worth it; returns the tensors that it changed."""
     seen = [ranges[name] for name in group.tensors if name in ranges]
     if not seen or len({len(found) for found in seen}) != 1:
-        return False
-    columns = np.max([_columns(op) for op in group.readers], axis=0)
-    if len(columns) != len(seen[0]) or any(_rows(op) != len(columns) for op in group.writers):
-        return False
+        return set()
+    largest = np.max([columns(op) for op in group.readers], axis=0)
+    if len(largest) != len(seen[0]) or any(_rows(op) != len(largest) for op in group.writers):
+        return set()
     reach = np.max(seen, axis=0)
-    candidates = [np.ones(len(columns)), *(factors(reach, columns, strength) for strength in _STRENGTHS)]
+    candidates = [np.ones(len(largest)), *(factors(reach, largest, strength) for strength in _STRENGTHS)]
     costs = [sum(_noise(op, reach, divisor) for op in group.readers) for divisor in candidates]
     chosen = int(np.argmin(costs))
     if costs[chosen] > _GAIN * costs[0]:
-        return False
+        return set()
     divisor = candidates[chosen]
     for op in group.writers:
         scale_rows(op, 1 / divisor)
     for op in group.readers:
         scale_columns(op, divisor)
-    return True
+    return group.tensors
 
 
 def _noise(op: Op, ranges: _Doubles, divisor: _Doubles) -> float:
@@ -190,7 +155,7 @@ def _noise(op: Op, ranges: _Doubles, divisor: _Doubles) -> float:
     Codes of the input: the largest range sets the step, weights pass the error on. Codes of the weights: their error times the
     power of the input, taken for a fixed share of its squared range.
     """
-    weights = _weights(op).astype(np.float64)
+    weights = plain_weights(op).astype(np.float64)
     reach = float((ranges / divisor).max(initial=0.0))
     if op.type == "ConvolutionDepthwise":
         power = np.square(weights).sum(axis=1)
@@ -205,106 +170,3 @@ def _noise(op: Op, ranges: _Doubles, divisor: _Doubles) -> float:
 
 def _rows(op: Op) -> int:
     return int(op.params["common"]["outputCount"])
-
-
-def scale_rows(op: Op, by: _Doubles) -> None:
-    """Multiply the output channels of a convolution."""
-    op.params["weight"] = (_weights(op) * by[:, None]).astype(np.float32)
-    op.params["bias"] = (bias_of(op) * by).astype(np.float32)
-
-
-def scale_columns(op: Op, by: _Doubles) -> None:
-    """Multiply the weights of the input channels of a convolution."""
-    weights = _weights(op)
-    if op.type == "ConvolutionDepthwise":
-        op.params["weight"] = (weights * by[:, None]).astype(np.float32)
-        return
-    shaped = weights.reshape(weights.shape[0], len(by), -1)
-    op.params["weight"] = (shaped * by[None, :, None]).astype(np.float32).reshape(weights.shape)
-
-
-def _uneven(ranges: _Doubles | None) -> bool:
-    if ranges is None or len(ranges) < 8:
-        return False
-    return float(ranges.max()) > _UNEVEN * max(float(np.median(ranges)), 1e-30)
-
-
-def _insert_products(model: Model, ranges: Mapping[str, _Doubles], skip: set[str]) -> int:
-    """Products before and behind convolutions that stand for matrix products, beside which everything is float anyway."""
-    readers: dict[str, list[Op]] = {}
-    for op in model.ops:
-        for name in op.inputs:
-            readers.setdefault(name, []).append(op)
-    before: dict[int, list[Op]] = {}
-    behind: dict[int, list[Op]] = {}
-    done = 0
-    for op in model.ops:
-        if op.type != "Convolution" or not _is_matrix(op) or op.name in skip:
-            continue
-        name, result = op.inputs[0], op.outputs[0]
-        peers = readers.get(name, [])
-        plain = all(_is_matrix(peer) and peer.name not in skip for peer in peers)
-        found = ranges.get(name)
-        if peers and peers[0] is op and plain and found is not None and _uneven(found):
-            divisor = factors(found, np.max([_columns(peer) for peer in peers], axis=0))
-            even = f"{name}__even"
-            before[id(op)] = _product(name, even, 1 / divisor)
-            for peer in peers:
-                peer.inputs = [even]
-                scale_columns(peer, divisor)
-            done += 1
-        found = ranges.get(result)
-        if (
-            found is not None
-            and _uneven(found)
-            and result not in model.outputs
-            and _float_behind(op, readers)
-        ):
-            divisor = np.maximum(found, float(found.max()) / 1024)
-            divisor = divisor / float(np.median(divisor))
-            even = f"{result}__even"
-            scale_rows(op, 1 / divisor)
-            op.outputs = [even]
-            behind[id(op)] = _product(even, result, divisor)
-            done += 1
-    ops = []
-    for op in model.ops:
-        ops += [*before.get(id(op), []), op, *behind.get(id(op), [])]
-    model.ops = ops
-    return done
-
-
-def _is_matrix(op: Op) -> bool:
-    """A 1x1 convolution that stands for a matrix product with constant weights."""
-    return op.type == "Convolution" and op.name.endswith("__matmul_converted") and _is_plain(op)
-
-
-def _float_behind(op: Op, readers: Mapping[str, list[Op]]) -> bool:
-    """Whether the output of a convolution is only read, behind copies, by sums: what is float around a normalization."""
-    if op.params["common"].get("relu6"):
-        return False
-    todo, found = [op.outputs[0]], False
-    while todo:
-        for reader in readers.get(todo.pop(), []):
-            if reader.type in ("ConvertTensor", "Reshape", "Permute", "Squeeze", "Unsqueeze"):
-                todo.extend(reader.outputs)
-            elif reader.type == "BinaryOp":
-                found = True
-            else:
-                return False
-    return found
-
-
-def _product(source: str, target: str, by: _Doubles) -> list[Op]:
-    constant = f"{target}__by"
-    values = by.astype(np.float32).reshape(-1)
-    blob = {
-        "dims": np.array([1, len(values), 1, 1], np.int32),
-        "dataFormat": "NCHW",
-        "dataType": "DT_FLOAT",
-        "float32s": values,
-    }
-    return [
-        Op("Const", constant, [], [constant], "Blob", blob),
-        Op("BinaryOp", target, [source, constant], [target], "BinaryOp", {"opType": "MUL", "T": "DT_FLOAT"}),
-    ]

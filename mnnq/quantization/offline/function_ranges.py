@@ -6,14 +6,16 @@ suits ``x`` best spends codes where ``f(x)`` needs none.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Container, Mapping, Sequence
+from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
 
 from mnnq import _native
-from mnnq.ir.model import Model, Op
+from mnnq.ir.model import Op
 from mnnq.quantization.offline.layout import COPIES
+from mnnq.quantization.offline.products import EVEN
 from mnnq.quantization.offline.tables import table_function
 
 _Doubles = npt.NDArray[np.float64]
@@ -27,38 +29,66 @@ _HIGH_ENDS = tuple(np.geomspace(1.0, 0.3, 14))
 _CLOSER = (0.94, 0.97, 1.0, 1.03, 1.06)
 
 
-def functions_behind(model: Model, names: Sequence[str]) -> list[Function]:
-    """The functions that read tensors sharing their codes; empty if anything else reads one of them."""
+def functions_behind(
+    names: Sequence[str], readers: Mapping[str, Sequence[Op]], outputs: Container[str]
+) -> tuple[Function, ...]:
+    """The functions that read tensors sharing their codes; empty if anything else reads one of them.
+
+    Parameters
+    ----------
+    readers
+        Operators that read a tensor.
+    outputs
+        Outputs of the model.
+    """
     members = set(names)
-    if members & set(model.outputs):
-        return []
     found: list[Function] = []
-    for op in model.ops:
-        if not members & set(op.inputs):
-            continue
-        function = pointwise(op)
-        if function is not None:
-            found.append(function)
-        elif op.type not in COPIES or not members.issuperset(op.outputs):
-            return []
-    return found
+    for name in names:
+        if name in outputs:
+            return ()
+        for op in readers.get(name, ()):
+            even = op.type == "Scale" and name.endswith(EVEN)
+            function = _evened if even else pointwise(op)
+            if function is not None:
+                found.append(function)
+            elif op.type not in COPIES or not members.issuperset(op.outputs):
+                return ()
+    return tuple(found)
 
 
 def pointwise(op: Op) -> Function | None:
     """The function of one element that an operator computes, or None; slopes per channel by their root mean square."""
     if op.type == "ReLU6":
         low, high = float(op.params.get("minValue", 0.0)), float(op.params.get("maxValue", 6.0))
-        return lambda x: np.clip(x, low, high)
+        return _Clip(low, high)
     if op.type == "ReLU":
-        return _leaky(float(op.params.get("slope", 0.0)))
+        return _Leaky(float(op.params.get("slope", 0.0)))
     if op.type == "PReLU":
         slopes = np.asarray(op.params.get("slope", ()), np.float64)
-        return _leaky(float(np.sqrt(np.square(slopes).mean()))) if slopes.size else None
+        return _Leaky(float(np.sqrt(np.square(slopes).mean()))) if slopes.size else None
     return table_function(op)
 
 
-def _leaky(slope: float) -> Function:
-    return lambda x: np.where(x < 0, slope * x, x)
+def _evened(x: _Doubles) -> _Doubles:
+    """What is used of a tensor whose channels were evened out: all of it is between -1 and 1, what a function ignores below."""
+    return np.maximum(x, -1.0)
+
+
+@dataclass(frozen=True)
+class _Clip:
+    low: float
+    high: float
+
+    def __call__(self, x: _Doubles) -> _Doubles:
+        return np.clip(x, self.low, self.high)
+
+
+@dataclass(frozen=True)
+class _Leaky:
+    slope: float
+
+    def __call__(self, x: _Doubles) -> _Doubles:
+        return np.where(x < 0, self.slope * x, x)
 
 
 def range_for(

@@ -13,6 +13,7 @@ from mnnq.quantization.offline.calibration import Calibration, Progress, calibra
 from mnnq.quantization.offline.config import OfflineConfig
 from mnnq.quantization.offline.dataset import Dataset
 from mnnq.quantization.offline.layout import CONVOLUTIONS, match_skips
+from mnnq.quantization.offline.measured_ranges import measured_clipping
 from mnnq.quantization.offline.report import (
     OfflineLayer,
     OfflineOutput,
@@ -90,6 +91,8 @@ def quantize_calibrated(
     skip = match_skips(model, config.skip)
     job = _Job(calibration, dataset, config, progress)
     attempt = job.attempt(skip)
+    if config.measures_ranges and attempt.check is not None and job.widen(attempt, skip):
+        attempt = job.attempt(skip)
     fixed: list[str] = []
     share = 0.0 if config.compat else config.float_share
     if share and attempt.check is not None and (names := job.noisy(attempt, skip, share)):
@@ -143,6 +146,10 @@ class _Attempt:
         return not all(output.sqnr_db >= self.min_sqnr_db for output in self.check.outputs)
 
 
+#: Samples at most, of those that the sequential stage has not seen, that judge it.
+_JUDGED = 24
+
+
 class _Job:
     """Attempts on one set of statistics."""
 
@@ -178,6 +185,15 @@ class _Job:
             self._lap("check", start)
         return _Attempt(built, check, self.seconds, self.config.min_sqnr_db)
 
+    def widen(self, attempt: _Attempt, skip: set[str]) -> bool:
+        """Widen ranges whose clipping does harm; returns whether there are such."""
+        start = time.perf_counter()
+        self.tell("ranges", 0, 1)
+        trials = Trials(self.builder, self.dataset, skip)
+        self.builder.clipping = measured_clipping(self.builder, attempt.built, trials)
+        self._lap("ranges", start)
+        return bool(self.builder.clipping)
+
     def gains_by_sequence(self, attempt: _Attempt, skip: set[str]) -> bool:
         """Whether the sequential stage takes noise away on samples that it has not seen."""
         if self.calibration.samples < MIN_SAMPLES or not attempt.built.errors:
@@ -193,7 +209,9 @@ class _Job:
         self.tell("sequential", 0, 1)
         found = self.builder.build(skip, sequential=True)
         self._sequence[frozenset(skip)] = found
-        judge = Trials(self.builder, self.dataset, skip, fitted(self.calibration.samples))
+        judge = Trials(
+            self.builder, self.dataset, skip, first=fitted(self.calibration.samples), count=_JUDGED
+        )
         better = judge.measure(found.model).total < judge.measure(attempt.built.model).total
         self._lap("sequential", start)
         return better

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -20,16 +21,80 @@ from mnnq.quantization.offline.layout import Layout
 TensorQuant = dict[str, Any]
 
 #: Weight of clipping errors against rounding errors, which the sums of the next layer average out.
-_CLIPPING = 4.0
+CLIPPING = 4.0
 
 #: What tells the codes of a pooled tensor from those of its source: too little to move a value to another code.
 _HAIR = 1 + 2.0**-18
 
 
 def choose_codes(
-    model: Model, layout: Layout, calibration: Calibration, config: OfflineConfig
+    model: Model,
+    layout: Layout,
+    calibration: Calibration,
+    config: OfflineConfig,
+    clipping: Mapping[str, float] | None = None,
 ) -> dict[str, TensorQuant]:
     """The codes of every tensor of a layout.
+
+    Parameters
+    ----------
+    clipping
+        What errors of clipping weigh against those of rounding, by tensor, where it is more than usual.
+
+    Raises
+    ------
+    QuantizationError
+        A tensor was never computed over the data.
+    """
+    weights = clipping or {}
+    codes: dict[str, TensorQuant] = {}
+    for group in code_groups(model, layout, calibration, config):
+        weight = max((weights.get(name, CLIPPING) for name in group.members), default=CLIPPING)
+        chosen = group.codes(calibration, config, weight)
+        codes.update({name: dict(chosen) for name in group.members})
+    for target, source in layout.pooled.items():
+        for name in layout.members()[target]:
+            codes[name] = {**codes[source], "scale": codes[source]["scale"] * _HAIR}
+    return codes
+
+
+@dataclass(frozen=True)
+class CodeGroup:
+    """Tensors that share their codes.
+
+    Attributes
+    ----------
+    members
+        All of them.
+    sources
+        Those whose values are not only repeated from others.
+    below
+        Whether there may be one code more on the negative side.
+    functions
+        All that reads the tensors, if the range is to be chosen for the values of functions.
+    """
+
+    members: list[str]
+    sources: list[str]
+    below: bool
+    functions: tuple[Function, ...]
+
+    def codes(self, calibration: Calibration, config: OfflineConfig, clipping: float) -> TensorQuant:
+        """The codes, where errors of clipping weigh so many times those of rounding."""
+        return tensor_codes(
+            calibration,
+            self.sources,
+            config,
+            below=self.below,
+            functions=self.functions,
+            clipping=clipping,
+        )
+
+
+def code_groups(
+    model: Model, layout: Layout, calibration: Calibration, config: OfflineConfig
+) -> list[CodeGroup]:
+    """The groups of tensors of a layout that share codes.
 
     Raises
     ------
@@ -38,21 +103,21 @@ def choose_codes(
     """
     known = set(calibration.tensors)
     moved = _moved(model, layout)
-    codes: dict[str, TensorQuant] = {}
+    readers: dict[str, list[Op]] = {}
+    for op in model.ops:
+        for name in op.inputs:
+            readers.setdefault(name, []).append(op)
+    outputs = set(model.outputs)
+    groups = []
     for root, members in layout.members().items():
         missing = [name for name in members if name not in known]
         if missing:
             msg = f"tensor {missing[0]!r} was not computed with any sample"
             raise QuantizationError(msg)
         sources = [name for name in members if name not in moved] or members[:1]
-        functions = functions_behind(model, members) if _by_functions(config) else []
-        below = root not in layout.tables
-        chosen = tensor_codes(calibration, sources, config, below=below, functions=functions)
-        codes.update({name: dict(chosen) for name in members})
-    for target, source in layout.pooled.items():
-        for name in layout.members()[target]:
-            codes[name] = {**codes[source], "scale": codes[source]["scale"] * _HAIR}
-    return codes
+        functions = functions_behind(members, readers, outputs) if _by_functions(config) else ()
+        groups.append(CodeGroup(members, sources, root not in layout.tables, functions))
+    return groups
 
 
 def _moved(model: Model, layout: Layout) -> set[str]:
@@ -81,19 +146,14 @@ def tensor_codes(
     *,
     below: bool = True,
     functions: Sequence[Function] = (),
+    clipping: float = CLIPPING,
 ) -> TensorQuant:
-    """The codes of tensors that share them.
-
-    Parameters
-    ----------
-    below
-        Allow one code more on the negative side.
-    functions
-        All that reads the tensors, if the range is to be chosen for the values of functions.
-    """
+    """The codes of tensors that share them; see `CodeGroup`."""
     chosen = (config.feature_method, config.symmetric, config.compat, config.feature_limit, config.bits)
-    key = ("codes", tuple(sorted(names)), below, chosen, config.percentile, tuple(functions))
-    return dict(calibration.once(key, lambda: _choose(calibration, names, config, below, functions)))
+    key = ("codes", tuple(sorted(names)), below, chosen, config.percentile, tuple(functions), clipping)
+    return dict(
+        calibration.once(key, lambda: _choose(calibration, names, config, below, functions, clipping))
+    )
 
 
 def _choose(
@@ -102,6 +162,7 @@ def _choose(
     config: OfflineConfig,
     below: bool,
     functions: Sequence[Function],
+    clipping: float,
 ) -> TensorQuant:
     """The codes of tensors that share them."""
     method, statistics = config.feature_method, calibration.statistics
@@ -119,7 +180,7 @@ def _choose(
     if not config.compat and any(name in calibration.inputs for name in names):
         return _input_codes(calibration, names, symmetric, low_code, limit)
     if functions and (seen := _histogram(calibration, names))[0].size:
-        low, high = range_for(functions, *seen, low_code=low_code, high_code=limit, clipping=_CLIPPING)
+        low, high = range_for(functions, *seen, low_code=low_code, high_code=limit, clipping=clipping)
     else:
         low, high = statistics.range(
             names,
@@ -128,7 +189,7 @@ def _choose(
             low_code=low_code,
             high_code=limit,
             percentile=config.percentile,
-            clipping=_CLIPPING,
+            clipping=clipping,
         )
     return _info(
         *_native.activation_codes(low, high, symmetric=symmetric, low_code=low_code, high_code=limit)

@@ -64,15 +64,23 @@ class Trials:
         Samples; the first few are used.
     skip
         Operators that stay float in all models.
-    first
-        First sample used.
+    first, count
+        First sample used, and how many.
     """
 
-    def __init__(self, builder: Builder, dataset: Dataset, skip: set[str], first: int = 0) -> None:
+    def __init__(
+        self,
+        builder: Builder,
+        dataset: Dataset,
+        skip: set[str],
+        *,
+        first: int = 0,
+        count: int = _SAMPLES,
+    ) -> None:
         self._builder, self._skip = builder, frozenset(skip)
         self._threads = builder.config.threads
         session = open_session(builder.calibration.model, self._threads)
-        samples = itertools.islice(iter(dataset), first, first + _SAMPLES)
+        samples = itertools.islice(iter(dataset), first, first + count)
         self._feeds = [checked_feeds(session, x, i) for i, x in enumerate(samples, first)]
         self._wanted = [_floats(session.run(None, feeds)) for feeds in self._feeds]
         self._known: dict[frozenset[str], Noise] = {}
