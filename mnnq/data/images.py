@@ -425,7 +425,11 @@ def _image_input(
     chosen = [spec for spec in rest if spec.image_axis is not None] if name is None else [known[name]]
     if len(chosen) != 1:
         found = ", ".join(f"{spec.name} ({spec})" for spec in rest)
-        which = "none can be an image" if not chosen else "several can be images; say which"
+        which = (
+            "none can be an image"
+            if not chosen
+            else "several can be images; say which (--image-input, input_name=)"
+        )
         msg = f"of the inputs {found or 'without a value'} {which}"
         raise ConfigError(msg, key="inputs")
     if chosen[0].image_axis is None:

@@ -71,10 +71,14 @@ def equalize(model: Model, ranges: Mapping[str, _Doubles], skip: set[str]) -> li
     notes = []
     count = sum(_apply(group, ranges) for group in _groups(model) if _usable(group, skip))
     if count:
-        notes.append(f"evened out the channels between convolutions in {count} places")
+        notes.append(
+            f"evened out the channels between convolutions in {count} place{'s' if count > 1 else ''}"
+        )
     products = _insert_products(model, ranges, skip)
     if products:
-        notes.append(f"inserted {products} products that even out channels beside convolutions")
+        notes.append(
+            f"inserted {products} product{'s' if products > 1 else ''} to even out channels beside convolutions"
+        )
     return notes
 
 
