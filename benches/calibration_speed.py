@@ -2,7 +2,7 @@
 
     python -m benches.calibration_speed --data DIR [--task mobilenetv2] [--model FILE] [--samples 100] [--repeats 3] [--json]
 
-Each tool runs in a process of its own, in turns; the least wall time counts, and the peak of the resident memory. Reading
+Each tool runs in a process of its own, in turns; the least wall and processor times count, and the peak of the resident memory. Reading
 images is not part of any time: all tools get the same arrays. ``mnnq kl`` does what the peers do; ``checked`` compares the result
 with the float model besides, tensor by tensor; ``default`` has all stages that follow from the check, which no peer has.
 ``--model`` takes another model of one picture in place of the task's. ``--growth`` instead runs mnnq with 10 and with 1000 samples.
@@ -18,7 +18,7 @@ import resource
 import tempfile
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -115,6 +115,20 @@ class Job:
     repeated: bool = False
 
 
+@dataclass(frozen=True)
+class Figures:
+    """Wall and processor seconds, MiB more than before and at the peak."""
+
+    seconds: float
+    cpu: float
+    more: float
+    peak: float
+
+    def best(self, other: Figures) -> Figures:
+        """The least time of both."""
+        return replace(self, seconds=min(self.seconds, other.seconds), cpu=min(self.cpu, other.cpu))
+
+
 def _open(job: Job) -> tuple[Task, list[Feeds]]:
     task = TASKS[job.task](job.data)
     task.evaluate.clear()
@@ -133,25 +147,26 @@ def _measure(job: Job, queue: mp.Queue) -> None:
     chosen, samples = _open(job)
     given: Samples = Repeated(samples[:10], job.count) if job.repeated else samples
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    begun = resource.getrusage(resource.RUSAGE_SELF).ru_utime
     with tempfile.TemporaryDirectory() as folder:
         start = time.perf_counter()
         TOOLS[job.tool](chosen, given, Path(folder))
         spent = time.perf_counter() - start
     children = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss
     peak = max(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss, children)
-    queue.put((spent, (peak - before) / 1024, peak / 1024))
+    used = sum(resource.getrusage(who).ru_utime for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN))
+    queue.put(Figures(spent, used - begun, (peak - before) / 1024, peak / 1024))
 
 
-def measure(job: Job) -> tuple[float, float, float]:
-    """Seconds, MiB more than before, and MiB at the peak, in a process of its own with one thread."""
+def measure(job: Job) -> Figures:
+    """What a tool takes in a process of its own with one thread."""
     os.environ.update({"OMP_NUM_THREADS": "1", "PIP_NO_INDEX": "1"})
     context = mp.get_context("spawn")
     queue: mp.Queue = context.Queue()
     process = context.Process(target=_measure, args=(job, queue))
     process.start()
-    result = queue.get(timeout=900)
+    found: Figures = queue.get(timeout=900)
     process.join()
-    found: tuple[float, float, float] = result
     return found
 
 
@@ -168,24 +183,24 @@ def main() -> None:
     parser.add_argument("--growth", action="store_true")
     parser.add_argument("--json", action="store_true")
     args = parser.parse_args()
-    rows: dict[str, dict[str, float]] = {}
+    rows: dict[str, Figures] = {}
     if args.growth:
         for count in (10, 1000):
             job = Job("mnnq kl checked", args.task, args.data, args.model, count, repeated=True)
-            spent, more, peak = measure(job)
-            rows[f"mnnq kl checked, {count}"] = {"seconds": spent, "more MiB": more, "peak MiB": peak}
+            rows[f"mnnq kl checked, {count}"] = measure(job)
     else:
         for _ in range(args.repeats):
             for tool in args.tool or TOOLS:
-                spent, more, peak = measure(Job(tool, args.task, args.data, args.model, args.samples))
-                row = rows.setdefault(tool, {"seconds": spent, "more MiB": more, "peak MiB": peak})
-                row["seconds"] = min(row["seconds"], spent)
+                found = measure(Job(tool, args.task, args.data, args.model, args.samples))
+                rows[tool] = found.best(rows[tool]) if tool in rows else found
     name = args.task if args.model is None else args.model.stem
     if args.json:
-        print(json.dumps({"model": name, "samples": args.samples, "tools": rows}, indent=2))
+        tools = {tool: asdict(row) for tool, row in rows.items()}
+        print(json.dumps({"model": name, "samples": args.samples, "tools": tools}, indent=2))
         return
+    print(f"{'model':<20} {'tool':<24} {'wall s':>8} {'cpu s':>8} {'more MiB':>9} {'peak MiB':>9}")
     for tool, row in rows.items():
-        print(f"{name:<24} {tool:<24}", "  ".join(f"{key} {value:.3f}" for key, value in row.items()))
+        print(f"{name:<20} {tool:<24} {row.seconds:8.2f} {row.cpu:8.2f} {row.more:9.0f} {row.peak:9.0f}")
 
 
 if __name__ == "__main__":

@@ -13,8 +13,10 @@ import onnx.shape_inference
 from mnnq.errors import ConfigError, MnnqError, ModelError
 from mnnq.frontends.onnx.importer import load_graph
 from mnnq.frontends.onnx.lowering import lower
+from mnnq.ir.imported import ImportReport
 from mnnq.ir.model import Model
 from mnnq.ir.signature import Signature
+from mnnq.passes.mark_quantized import quantizing_ops
 from mnnq.passes.pipeline import optimize_graph, optimize_model
 from mnnq.quantization.imported import quantize_layers
 
@@ -56,11 +58,14 @@ def convert_onnx(source: str | Path | onnx.ModelProto, options: ConvertOptions |
     try:
         graph = load_graph(source, input_shapes=options.input_shapes)
         signature = Signature.of(graph)
+        quantizing = quantizing_ops(graph) if options.qdq == "native" else ()
         grids = optimize_graph(graph, native=options.qdq == "native")
         model = lower(graph)
         rounded = optimize_model(model)
         if grids is not None:
             model.imported = quantize_layers(model, grids, rounded)
+        elif quantizing:
+            model.imported = ImportReport((), 0, (), quantizing)
         model.signature = signature
     except (MnnqError, OSError, MemoryError):
         raise

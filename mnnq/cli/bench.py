@@ -45,7 +45,7 @@ def command(**options: Any) -> None:
 
     Inputs not given are random; values hardly matter for speed.
     """
-    _run(**options)
+    _run(image=inputs.ImageSettings.of(options), **options)
 
 
 def _run(
@@ -54,10 +54,7 @@ def _run(
     files: tuple[tuple[str | None, Path], ...],
     seed: int | None,
     shapes: tuple[tuple[str, tuple[int, ...]], ...],
-    size: tuple[int, int] | None,
-    mean: tuple[float, ...],
-    scale: tuple[float, ...],
-    bgr: bool,
+    image: inputs.ImageSettings,
     seconds: float,
     warmup: int,
     nodes: int,
@@ -73,7 +70,6 @@ def _run(
     started = time.perf_counter()
     session = inputs.open_session(model, threads, **modes)
     load = time.perf_counter() - started
-    image = inputs.ImageSettings(size, mean, scale, bgr)
     feeds = inputs.gather(session.get_inputs(), files, seed or 0, dict(shapes), image)
     result = benchmark(session, feeds, seconds=seconds, warmup=warmup)
     isa = _native.cpu_kernels()["level"]

@@ -10,15 +10,13 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import click
 
 from mnnq.cli import common
-from mnnq.cli.inputs import NumbersOption, SizeOption
+from mnnq.cli.inputs import PRESETS, NumbersOption, SizeOption
 
 if TYPE_CHECKING:
     from mnnq.data import Dataset
     from mnnq.ir.model import Model
 
 _F = TypeVar("_F", bound=Callable[..., Any])
-
-_PRESETS = ("imagenet", "mobilenet", "unit", "caffe", "raw", "mnn")
 
 
 def data_options(
@@ -33,7 +31,7 @@ def data_options(
             "sequences; or one such file.",
         ),
         click.option(
-            "--preset", type=click.Choice(_PRESETS),
+            "--preset", type=click.Choice(PRESETS),
             help="How pixels become values: imagenet (mean and deviation, centre crop), mobilenet (-1 to 1), unit (0 to "
             "1), caffe (BGR less mean), raw (0 to 255), mnn (BGR, 0 to 255, MNN's resizing).",
         ),

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -16,9 +16,13 @@ if TYPE_CHECKING:
     import numpy as np
     import numpy.typing as npt
 
+    from mnnq.data.preprocess import ImageProcess
     from mnnq.runtime.session import InferenceSession, NodeArg
 
 _F = TypeVar("_F", bound=Callable[..., Any])
+
+#: Names of `mnnq.data.PRESETS`.
+PRESETS = ("imagenet", "mobilenet", "unit", "caffe", "raw", "mnn")
 
 
 class FileOption(common.ParamBase):
@@ -77,12 +81,33 @@ class NumbersOption(common.ParamBase):
 
 @dataclass(frozen=True)
 class ImageSettings:
-    """How an image becomes an input: resize to `size`, order of channels, ``(pixel - mean) * scale``."""
+    """How an image becomes an input; None where nothing was given."""
 
+    preset: str | None = None
     size: tuple[int, int] | None = None
-    mean: tuple[float, ...] = (0.0,)
-    scale: tuple[float, ...] = (1.0,)
+    mean: tuple[float, ...] | None = None
+    scale: tuple[float, ...] | None = None
     bgr: bool = False
+    resize: str | None = None
+
+    @classmethod
+    def of(cls, options: dict[str, Any]) -> ImageSettings:
+        """Take the values out of a command's options."""
+        return cls(**{entry.name: options.pop(entry.name) for entry in fields(cls)})
+
+    def process(self) -> ImageProcess:
+        """What happens to images: without a preset they are stretched to the size, antialiased.
+
+        Raises
+        ------
+        ConfigError
+            A value is not possible.
+        """
+        from mnnq.data.preprocess import preset
+
+        resize = self.resize or (None if self.preset else "stretch")
+        order = "BGR" if self.bgr else None
+        return preset(self.preset, mean=self.mean, normal=self.scale, format=order, resize=resize)
 
 
 def options(function: _F) -> _F:
@@ -113,18 +138,14 @@ def options(function: _F) -> _F:
             "--size", type=SizeOption(), metavar="HxW", help="Size of images. [default: the model's]"
         ),
         click.option(
-            "--mean",
-            type=NumbersOption(),
-            default="0",
-            show_default=True,
-            help="Taken from pixels (0 to 255).",
+            "--preset", type=click.Choice(PRESETS), help="How pixels of images become values, as for quant."
         ),
+        click.option("--mean", type=NumbersOption(), help="Taken from pixels (0 to 255). [default: 0]"),
+        click.option("--scale", type=NumbersOption(), help="Multiplies pixels less mean. [default: 1]"),
         click.option(
-            "--scale",
-            type=NumbersOption(),
-            default="1",
-            show_default=True,
-            help="Multiplies pixels less mean.",
+            "--resize",
+            type=click.Choice(["crop", "stretch", "mnn", "none"]),
+            help="How images get their size. [default: the preset's, or stretch]",
         ),
         click.option("--bgr", is_flag=True, help="Channels of images in the order blue, green, red."),
     )
@@ -316,56 +337,6 @@ def _arrays(path: Path, name: str | None) -> dict[str, npt.NDArray[Any]]:
 
 def _image(path: Path, port: NodeArg, settings: ImageSettings) -> npt.NDArray[Any]:
     """An image as an input ``[1, c, h, w]``, or ``[1, h, w, c]`` where the model's last axis has the channels."""
-    import numpy as np
+    from mnnq.data import image_values, input_specs
 
-    from mnnq.errors import ConfigError, InputError
-
-    try:
-        from PIL import Image, UnidentifiedImageError
-    except ImportError:
-        msg = "images need Pillow; `pip install pillow` installs it"
-        raise ConfigError(msg, file=str(path)) from None
-
-    def refuse(problem: str) -> InputError:
-        return InputError(f"input {port.name!r}: {problem}", file=str(path))
-
-    try:
-        with Image.open(path) as opened:
-            opened.load()
-    except (OSError, SyntaxError, Image.DecompressionBombError) as error:
-        if isinstance(error, OSError) and error.filename is not None:
-            raise
-        what = "nothing known" if isinstance(error, UnidentifiedImageError) else str(error)
-        msg = f"neither .npy nor .npz nor an image: {what}"
-        raise refuse(msg) from error
-    dtype = _dtype(port)
-    if len(port.shape) != 4 or dtype.name not in ("float32", "uint8"):
-        msg = f"an image cannot be {describe(port)}; give an .npy file"
-        raise refuse(msg)
-    last = port.shape[1] not in (1, 3) and port.shape[3] in (1, 3)
-    channels = port.shape[3 if last else 1]
-    if channels not in (1, 3):
-        msg = f"an image has 1 or 3 channels, the input is {describe(port)}"
-        raise refuse(msg)
-    sides = port.shape[1:3] if last else port.shape[2:4]
-    picture = opened.convert("RGB" if channels == 3 else "L")
-    own = zip(sides, (picture.height, picture.width), strict=True)
-    wanted = settings.size or tuple(side if isinstance(side, int) else given for side, given in own)
-    if wanted != (picture.height, picture.width):
-        picture = picture.resize((wanted[1], wanted[0]), Image.Resampling.BILINEAR)
-    pixels = np.asarray(picture).reshape(*wanted, channels)
-    if settings.bgr:
-        pixels = pixels[:, :, ::-1]
-    mean, scale = (np.asarray(values, np.float32) for values in (settings.mean, settings.scale))
-    for key, values in (("--mean", mean), ("--scale", scale)):
-        if values.size not in (1, channels):
-            msg = f"{key} has {values.size} numbers, wanted 1 or {channels}"
-            raise refuse(msg)
-    if dtype.name == "uint8":
-        if mean.any() or (scale != 1).any():
-            msg = "it takes pixels as they are (uint8); leave out --mean and --scale"
-            raise refuse(msg)
-        value = pixels
-    else:
-        value = (pixels.astype(np.float32) - mean) * scale
-    return np.ascontiguousarray(value[None] if last else value.transpose(2, 0, 1)[None])
+    return image_values(path, input_specs([port])[0], settings.process(), settings.size)

@@ -214,7 +214,8 @@ def run_offline(
         raise
     written = result.model.save(output, external_weights=external_weights)
     seconds = time.monotonic() - started
-    common.warn_all(result.report.notes)
+    for line in result.report.notes:
+        common.note(line)
     if as_json:
         record = dict(common.report_dict(source, output, written, result.report, seconds))
         common.emit_json({**record, "data": dataset.description, **guard_dict(found)})
@@ -256,15 +257,18 @@ def _print_summary(
 ) -> None:
     from mnnq.report.tables import decibel, size
 
-    click.echo(
-        f"\n{len(report.integer)} of {len(report.layers)} layers compute in int8; data: {dataset.description}"
-    )
+    # Conversions of the layout are no layers to people.
+    layers = [layer for layer in report.layers if layer.op_type != "ConvertTensor"]
+    integer = sum(layer.integer for layer in layers)
+    click.echo(f"\n{integer} of {len(layers)} layers compute in int8; data: {dataset.description}")
     if report.fixed:
         click.echo(f"left float for accuracy: {', '.join(report.fixed)}")
     for out in report.outputs:
         click.echo(f"output {out.name!r}: cosine {out.cosine:.6f}, SQNR {decibel(out.sqnr_db)} dB")
     before = size(source.stat().st_size)
-    click.echo(f"{output}: {size(written)} (input {before}), {seconds:.1f} s")
+    long = [f"{stage} {spent:.1f}" for stage, spent in report.seconds.items() if spent >= 0.1 and seconds > 1]
+    stages = f" ({', '.join(long)})" if long else ""
+    click.echo(f"{output}: {size(written)} (input {before}), {seconds:.1f} s{stages}")
 
 
 def offline_table(report: Any) -> Table:

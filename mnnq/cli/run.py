@@ -33,7 +33,7 @@ MAX_ROWS = 16
 @common.verbosity
 def command(**options: Any) -> None:
     """Run MODEL (.mnn, or ONNX as it would be converted) in mnnq's own runtime and show its outputs."""
-    _run(**options)
+    _run(image=inputs.ImageSettings.of(options), **options)
 
 
 def _run(
@@ -42,10 +42,7 @@ def _run(
     files: tuple[tuple[str | None, Path], ...],
     seed: int | None,
     shapes: tuple[tuple[str, tuple[int, ...]], ...],
-    size: tuple[int, int] | None,
-    mean: tuple[float, ...],
-    scale: tuple[float, ...],
-    bgr: bool,
+    image: inputs.ImageSettings,
     output: Path | None,
     top: int | None,
     threads: int | None,
@@ -56,7 +53,6 @@ def _run(
         others = {"the model": model, **{f"input {path.name}": path for _, path in files}}
         common.check_output(output, others)
     session = inputs.open_session(model, threads, **modes)
-    image = inputs.ImageSettings(size, mean, scale, bgr)
     feeds = inputs.gather(session.get_inputs(), files, seed, dict(shapes), image)
     names = [port.name for port in session.get_outputs()]
     outputs = dict(zip(names, session.run(None, feeds), strict=True))

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from mnnq.data.arrays import ArrayDataset, RandomDataset
 from mnnq.data.dataset import Dataset, Feeds
-from mnnq.data.images import ImageFolder
+from mnnq.data.images import ImageFolder, image_values
 from mnnq.data.inputs import InputSpec, check_feeds, input_specs
 from mnnq.data.opening import open_dataset
 from mnnq.data.preprocess import PRESETS, ImageProcess
@@ -28,6 +28,7 @@ __all__ = [
     "RandomDataset",
     "SequenceFolder",
     "check_feeds",
+    "image_values",
     "input_specs",
     "open_dataset",
     "preview",

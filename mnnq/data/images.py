@@ -321,6 +321,44 @@ class _Found:
         return cls(nested, labels, tuple(folder.name for folder in folders))
 
 
+def image_values(
+    path: str | Path, spec: InputSpec, process: ImageProcess, size: tuple[int, int] | None = None
+) -> npt.NDArray[Any]:
+    """One image as the input that it is for.
+
+    Parameters
+    ----------
+    spec
+        The input; pixels go to a uint8 input as they are.
+    process
+        What happens to the image. RGB with one mean and scale becomes gray where the input has one channel.
+    size
+        (height, width); by default that of the input, or of the image where the input leaves it open.
+
+    Returns
+    -------
+    ``[1, c, h, w]``, or ``[1, h, w, c]`` where the last axis of the input has the channels.
+
+    Raises
+    ------
+    InputError
+        The file is no image, or the input cannot be one.
+    ConfigError
+        The process does not go with the input.
+    OSError
+        The file cannot be read.
+    """
+    file = Path(path)
+    file.stat()  # the error names the path
+    _require_pillow()
+    reason = _why_unreadable(file)
+    if reason is not None:
+        msg = f"input {spec.name!r}: no readable image: {reason}"
+        raise InputError(msg, file=str(file))
+    folder = ImageFolder(file, [spec], process, size=size)
+    return np.asarray(folder.load(0)[spec.name])
+
+
 def _entries(folder: Path) -> tuple[list[Path], list[Path]]:
     """Files and folders, sorted by name; hidden ones are left out."""
     entries = sorted(entry for entry in folder.iterdir() if not entry.name.startswith("."))
@@ -387,7 +425,11 @@ def _image_input(
     chosen = [spec for spec in rest if spec.image_axis is not None] if name is None else [known[name]]
     if len(chosen) != 1:
         found = ", ".join(f"{spec.name} ({spec})" for spec in rest)
-        which = "none can be an image" if not chosen else "several can be images; say which"
+        which = (
+            "none can be an image"
+            if not chosen
+            else "several can be images; say which (--image-input, input_name=)"
+        )
         msg = f"of the inputs {found or 'without a value'} {which}"
         raise ConfigError(msg, key="inputs")
     if chosen[0].image_axis is None:

@@ -41,11 +41,19 @@ class ImportReport:
         Tensors that carry a scale and zero point of the source.
     rounded
         Quantizations of the source written as float arithmetic, with the reason.
+    floats
+        Operators of the source that quantize, with their numbers, where none has a native form: all are float arithmetic.
     """
 
     layers: tuple[ImportedLayer, ...]
     described: int
     rounded: tuple[tuple[str, str], ...]
+    floats: tuple[tuple[str, int], ...] = ()
+
+    @property
+    def native(self) -> bool:
+        """Whether the converted model has scales of the source."""
+        return not self.floats
 
     @property
     def integer(self) -> tuple[ImportedLayer, ...]:
@@ -64,10 +72,17 @@ class ImportReport:
             "float": [{"name": layer.name, "reason": layer.reason} for layer in self.left_float],
             "described": self.described,
             "rounded": [{"name": name, "reason": reason} for name, reason in self.rounded],
+            "written_in_float": dict(self.floats),
         }
 
     def summary(self) -> list[str]:
         """Lines for people: how many layers are int8, which are not and why."""
+        if not self.native:
+            found = ", ".join(f"{count} {kind}" for kind, count in self.floats)
+            return [
+                f"quantization of the source ({found}): none of it has a native form; it is written in float operators, "
+                "quantized weights as the floats they stand for"
+            ]
         lines = [
             f"quantization of the source: {len(self.integer)} of {len(self.layers)} layers with weights are int8, "
             f"{self.described} tensors described"

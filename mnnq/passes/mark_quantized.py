@@ -6,6 +6,7 @@ whole quantized layers (``QLinearConv``, ``com.microsoft::QGemm``), and operator
 
 from __future__ import annotations
 
+from collections import Counter
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -117,6 +118,16 @@ def _lattice(rows: npt.NDArray[np.float32]) -> tuple[_Array, _Array] | None:
         codes[left[fits]], scales[left[fits]] = whole[fits], step[fits]
         left = left[~fits]
     return None if left.size else (codes, scales.astype(np.float32))
+
+
+def quantizing_ops(graph: Graph) -> tuple[tuple[str, int], ...]:
+    """Kinds of operators that quantize or compute on codes, with their numbers, most first."""
+    found = Counter(
+        node.op_type for node in graph.nodes if "quantize" in node.op_type.lower() or node.op_type.endswith("Integer")
+        or (node.domain == CONTRIB and node.op_type in (*QLINEAR, "QLinearConcat", "QGemm"))
+        or node.op_type.startswith("QLinear")
+    )  # fmt: skip
+    return tuple(found.most_common())
 
 
 def mark_quantized(graph: Graph) -> WeightGrids:

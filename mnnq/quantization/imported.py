@@ -142,7 +142,9 @@ class _Spread:
         return list(op.inputs) if op.type in _JOINS else []
 
     def _forward(self, op: Op) -> None:
-        infos = [self.quant.get(name) for name in self._data(op)]
+        """What is moved, or the largest of some values, lies on the codes that they lie on."""
+        data = op.inputs[:1] if _is_maximum(op) else self._data(op)
+        infos = [self.quant.get(name) for name in data]
         if not infos or infos[0] is None or any(info != infos[0] for info in infos):
             return
         for name in op.outputs:
@@ -169,8 +171,7 @@ class _Spread:
         if source is None or target is None:
             return
         same = source["scale"] == target["scale"] and source["zero"] == target["zero"]
-        maximum = op.params.get("type", "MAXPOOL") == "MAXPOOL"
-        if same and not (maximum and source["min"] >= 0):
+        if same and not (_is_maximum(op) and source["min"] >= 0):
             self._rescale(op.outputs[0], target["scale"] * _HAIR)
 
     def _rescale(self, name: str, scale: float) -> None:
@@ -191,6 +192,11 @@ class _Spread:
             if op.type not in _CONVOLUTIONS and any(name in self.quant for name in around):
                 found.update(name for name in around if name not in self.quant)
         return found
+
+
+def _is_maximum(op: Op) -> bool:
+    """Whether an operator is a maximum pooling."""
+    return op.type in _POOLS and op.params.get("type", "MAXPOOL") == "MAXPOOL"
 
 
 def _keeps_relu(op: Op, info: _Info) -> bool:
@@ -251,8 +257,7 @@ class _Unapplied:
         relu = op.type == "ReLU" and not op.params.get("slope")
         if relu or op.type in _COPIES | _JOINS:
             return self._same(op)
-        maximum = op.type in _POOLS and op.params.get("type", "MAXPOOL") == "MAXPOOL"
-        return maximum and all(name in self.quant for name in (*self._data(op), *op.outputs))
+        return _is_maximum(op) and all(name in self.quant for name in (*self._data(op), *op.outputs))
 
     def _applied(self, name: str) -> bool:
         """Whether a tensor's values lie on its codes."""

@@ -63,6 +63,7 @@ class Report:
     outputs: tuple[Output, ...] = ()
     fixed: tuple[str, ...] = ()
     notes: tuple[str, ...] = ()
+    seconds: dict[str, float] = field(default_factory=dict)
 
     @property
     def integer(self) -> tuple[Layer, ...]:

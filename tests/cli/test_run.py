@@ -14,6 +14,7 @@ from onnx import helper
 import mnnq
 from mnnq import _native
 from mnnq.cli.main import run
+from mnnq.data.preprocess import ImageProcess, Resize
 from mnnq.runtime import InferenceSession, benchmark
 from tests import builders, mnn_models
 
@@ -137,6 +138,11 @@ def test_images_become_inputs(tmp_path: Path) -> None:
     mean = np.float32([1, 2, 3]).reshape(1, 3, 1, 1)
     scaled = outcome([1, 3, 6, 4], "--mean", "1,2,3", "--scale", "0.5")
     np.testing.assert_array_equal(scaled, (plain - mean) * np.float32(0.5))
+    stretched = outcome([1, 3, 12, 8], "--preset", "unit", "--resize", "stretch")
+    process = ImageProcess(normal=(1 / 255,), resize=Resize.STRETCH)
+    wanted = process.apply(image.fromarray(pixels), (12, 8)).transpose(2, 0, 1)[None]
+    np.testing.assert_array_equal(stretched, wanted)
+    assert outcome([1, 3, 5, 5], "--preset", "imagenet").shape == (1, 3, 5, 5)
     assert outcome([1, 3, "h", "w"], "--size", "3x8").shape == (1, 3, 3, 8)
     assert outcome([1, 3, 5, 7]).shape == (1, 3, 5, 7)
     assert outcome([1, 1, 6, 4]).shape == (1, 1, 6, 4)
@@ -154,7 +160,7 @@ def test_images_become_inputs(tmp_path: Path) -> None:
         (["-i", "x={double}"], "input 'x' is float64, wanted float32"),
         (["-i", "x={several}"], "no array for input 'x'; the file has p, q"),
         (["-i", "{several}"], "no input is named 'p'"),
-        (["-i", "x={text}"], "nor an image"),
+        (["-i", "x={text}"], "no JPEG, PNG, BMP or WebP"),
         (["--shape", "x=1x16x8x8"], "--shape is for random inputs"),
         (["--random", "0", "--shape", "q=1"], "no input is named 'q'"),
         (["--random", "0", "--shape", "x=1x3x8x8"], "input"),

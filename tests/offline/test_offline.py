@@ -194,6 +194,9 @@ def test_shards_give_the_result_of_one_run() -> None:
     with ProcessPoolExecutor(2) as executor:
         spread = calibrate(model, data, executor=executor)
     assert spread.samples == alone.samples == 40
+    for name in {op.inputs[0] for op in model.ops if op.type == "Convolution"}:
+        pairs = zip(*(found.statistics.channel_statistics(name) for found in (alone, spread)), strict=True)
+        assert all(np.array_equal(a, b) for a, b in pairs)
     for name in alone.tensors:
         a, b = alone.statistics.summary(name), spread.statistics.summary(name)
         assert a["counts"].tolist() == b["counts"].tolist()
@@ -201,6 +204,18 @@ def test_shards_give_the_result_of_one_run() -> None:
     config = OfflineConfig(feature_method="ema")  # type: ignore[arg-type]
     one, two = (quantize_calibrated(model, found, data, config) for found in (alone, spread))
     assert to_bytes(one.model) == to_bytes(two.model)
+
+
+def test_a_dask_cluster_gives_the_result_of_one_run() -> None:
+    distributed = pytest.importorskip("distributed")
+    model, data = load(network(*MIDDLES["sum"])), samples(40)
+    alone = calibrate(model, data)
+    with (
+        distributed.LocalCluster(n_workers=2, threads_per_worker=1, dashboard_address=None) as cluster,
+        distributed.Client(cluster) as client,
+    ):
+        spread = calibrate(model, data, executor=client.get_executor())
+    assert spread.to_bytes() == alone.to_bytes()
 
 
 def test_skipped_operators_stay_float() -> None:

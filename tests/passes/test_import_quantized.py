@@ -13,7 +13,7 @@ from onnx import TensorProto, helper, numpy_helper
 
 import mnnq
 from mnnq.convert import ConvertOptions, convert_onnx
-from mnnq.errors import ConfigError, QuantizationError
+from mnnq.errors import ConfigError, QuantizationError, UnsupportedError
 from mnnq.ir.model import Model
 from mnnq.quantization.stored import float_weights
 from mnnq.writer.to_mnn import to_bytes
@@ -377,8 +377,67 @@ def test_other_quantizations_are_written_in_float(mnn_runtime: MnnRuntime) -> No
     proto.opset_import[0].version = 21
     proto.ir_version = 10
     model = convert_onnx(proto)
-    assert model.imported is None
+    assert model.imported is not None
+    assert not model.imported.native
+    assert dict(model.imported.floats) == {"QuantizeLinear": 1, "DequantizeLinear": 1}
+    assert "none of it has a native form" in model.imported.summary()[0]
     assert not model.tensor_quant
+
+
+def test_blocks_of_four_bits_become_the_floats_they_stand_for(
+    tmp_path: Path, mnn_runtime: MnnRuntime
+) -> None:
+    """Weights in blocks of 16 with a scale and a zero point each, as onnxruntime's weight-only tool writes them."""
+    rng = np.random.default_rng(2)
+    codes, zeros = rng.integers(-8, 8, (32, 8)), rng.integers(-8, 8, (2, 8))
+    scales = rng.uniform(0.01, 0.1, (2, 8)).astype(np.float32)
+    int4 = onnx.TensorProto.INT4
+    nodes = [
+        helper.make_node("DequantizeLinear", ["w", "s", "z"], ["f"], axis=0, block_size=16),
+        helper.make_node("MatMul", ["x", "f"], ["y"]),
+    ]
+    tensors = [
+        helper.make_tensor("w", int4, codes.shape, codes.reshape(-1)),
+        helper.make_tensor("z", int4, zeros.shape, zeros.reshape(-1)),
+        numpy_helper.from_array(scales, "s"),
+    ]
+    ports = [helper.make_tensor_value_info(n, 1, d) for n, d in (("x", [3, 32]), ("y", [3, 8]))]
+    graph = helper.make_graph(nodes, "g", ports[:1], ports[1:], tensors)
+    proto = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 21)], ir_version=10)
+    onnx.save(proto, tmp_path / "four.onnx")
+    model = mnnq.load(tmp_path / "four.onnx")
+    assert model.imported is not None
+    assert dict(model.imported.floats) == {"DequantizeLinear": 1}
+    x = rng.standard_normal((3, 32)).astype(np.float32)
+    wanted = x @ ((codes - np.repeat(zeros, 16, 0)) * np.repeat(scales, 16, 0)).astype(np.float32)
+    data = to_bytes(model)
+    np.testing.assert_allclose(mnnq.InferenceSession(data).run(None, {"x": x})[0], wanted, atol=1e-4)
+    np.testing.assert_allclose(mnn_runtime.run(data, {"x": x}, ["y"])["y"], wanted, atol=1e-4)
+    small = mnnq.quantize_weights(model, bits=8)
+    assert small is not None
+
+
+def test_packed_four_bit_products_are_refused_by_name() -> None:
+    node = helper.make_node(
+        "MatMulNBits",
+        ["x", "w", "s"],
+        ["y"],
+        name="packed",
+        domain="com.microsoft",
+        K=32,
+        N=8,
+        bits=4,
+        block_size=16,
+    )
+    tensors = [
+        numpy_helper.from_array(np.zeros((8, 2, 8), np.uint8), "w"),
+        numpy_helper.from_array(np.ones(16, np.float32), "s"),
+    ]
+    ports = [helper.make_tensor_value_info(n, 1, d) for n, d in (("x", [3, 32]), ("y", [3, 8]))]
+    graph = helper.make_graph([node], "g", ports[:1], ports[1:], tensors)
+    opsets = [helper.make_opsetid("", 21), helper.make_opsetid("com.microsoft", 1)]
+    with pytest.raises(UnsupportedError, match=r"MatMulNBits.*'packed'"):
+        convert_onnx(helper.make_model(graph, opset_imports=opsets, ir_version=10))
 
 
 def test_float_mode(mnn_runtime: MnnRuntime) -> None:

@@ -70,11 +70,11 @@ def equalize(model: Model, ranges: Mapping[str, ChannelRanges], skip: set[str]) 
     divided = [_apply(group, reach) for group in _groups(model) if _usable(group, skip)]
     count = len([tensors for tensors in divided if tensors])
     if count:
-        notes.append(f"evened out the channels between convolutions in {count} places")
+        notes.append(f"evened out the channels between convolutions in {_places(count)}")
     rest = set(ranges).difference(*divided)
     products = insert_products(model, {name: ranges[name] for name in rest}, skip)
     if products:
-        notes.append(f"evened out the channels beside convolutions by factors in {products} places")
+        notes.append(f"evened out the channels beside convolutions by factors in {_places(products)}")
     return notes
 
 
@@ -170,3 +170,7 @@ def _noise(op: Op, ranges: _Doubles, divisor: _Doubles) -> float:
 
 def _rows(op: Op) -> int:
     return int(op.params["common"]["outputCount"])
+
+
+def _places(count: int) -> str:
+    return f"{count} place{'s' if count > 1 else ''}"

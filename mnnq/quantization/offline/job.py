@@ -60,7 +60,7 @@ def quantize_offline(
         to leave float.
     """
     config = config or OfflineConfig()
-    if model.imported is not None:
+    if model.imported is not None and model.imported.native:
         msg = "the source is quantized already; load it with qdq='float' (--qdq float) to choose scales anew"
         raise QuantizationError(msg)
     match_skips(model, config.skip)

@@ -270,6 +270,10 @@ class _Planner:
                 self.layout.integer.add(id(op))
             elif op.name in self.skip:
                 self.layout.reasons[id(op)] = "skipped as asked"
+            elif op.type in STORED:
+                self.layout.reasons[id(op)] = (
+                    "transposed convolutions compute in float; weights are codes where its tensors have codes"
+                )
             elif not data:
                 self.layout.reasons[id(op)] = "no integer form"
             else:

@@ -18,8 +18,11 @@ from mnnq.quantization.offline.weights import WeightError, describe_error, store
 from mnnq.quantization.stepwise import Stepper
 from mnnq.quantization.stored import describe, float_weights
 
-#: Samples at most: the activations of all are kept at once.
+#: Samples at most: the activations of all are kept at once, in memory or a file.
 _SAMPLES = 64
+
+#: Bytes of activations in memory; what goes beyond lies in a temporary file.
+_MEMORY = 1 << 28
 
 #: Samples from which some are kept to judge the result.
 MIN_SAMPLES = 24
@@ -82,7 +85,7 @@ def compensate(
     The mean error of each layer's output before its bias was corrected, relative to its mean outputs, by name.
     """
     shifts: dict[str, float] = {}
-    with Stepper(reference, model, samples, threads=config.threads) as stepper:
+    with Stepper(reference, model, samples, threads=config.threads, memory=_MEMORY) as stepper:
         for step in stepper:
             for layer in step.layers:
                 exact_op, op = stepper.layer(layer)
