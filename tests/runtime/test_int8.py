@@ -107,7 +107,7 @@ def outputs(model: Model, x: np.ndarray, path: Path, **options: Any) -> np.ndarr
 
 @st.composite
 def geometry(draw: st.DrawFn) -> dict[str, int]:
-    kernel, group = draw(st.sampled_from([1, 2, 3, 5])), draw(st.sampled_from([1, 1, 2, 0]))
+    kernel, group = draw(st.sampled_from([1, 2, 3, 5])), draw(st.sampled_from([1, 1, 2, 8, 0]))
     return {
         "kernel": kernel, "stride": draw(st.integers(1, 2)), "pad": draw(st.integers(0, kernel - 1)),
         "channels": draw(st.sampled_from([1, 3, 8, 17, 33, 65, 96])), "out": draw(st.sampled_from([1, 5, 16, 32, 70])),
@@ -216,6 +216,41 @@ def test_joining_tensors_of_different_scales_is_rounding_twice(tmp_path: Path) -
     assert np.array_equal(seen["j"], real(joined, qj))
     session.run(None, {"x": x})
     assert {step.node for step in session.profile() if step.op_type == "dequantize"} == {"y"}
+
+
+@pytest.mark.parametrize(("groups", "inside", "outside"), [(8, 4, 4), (6, 3, 5), (2, 24, 40)])
+def test_groups_that_are_spelt_out_run_as_one_convolution(
+    groups: int, inside: int, outside: int, tmp_path: Path
+) -> None:
+    rng = np.random.default_rng(groups)
+    x = rng.standard_normal((2, groups * inside, 9, 7)).astype(F)
+    qx, qy = info(0.03, 5, -128), info(0.05, -9, -128)
+    weights = rng.integers(-127, 128, (groups * outside, inside, 3, 3))
+    alpha = rng.uniform(1e-4, 2e-3, len(weights)).astype(F)
+    bias = rng.uniform(-2, 2, len(weights)).astype(F)
+    cut = {"axis": 1, "slicePoints": np.full(groups, inside, np.int32), "sourceType": "ONNX"}
+    pieces = [f"x{g}" for g in range(groups)]
+    ops = [source(list(x.shape)), Op("Slice", "s", ["x"], pieces, "Slice", cut)]
+    names = [f"y{g}" for g in range(groups)]
+    for g, name in enumerate(names):
+        rows = slice(g * outside, (g + 1) * outside)
+        ops.append(
+            convolution(name, pieces[g], weights[rows], alpha[rows], bias[rows], padX=1, padY=1, relu=True)
+        )
+    ops.append(Op("Concat", "y", names, ["y"], "Axis", {"axis": 1}))
+    model = Model(ops, ["y"])
+    model.tensor_quant = {"x": qx, "y": qy} | dict.fromkeys(pieces, qx) | dict.fromkeys(names, qy)
+
+    codes = to_codes(x, qx) - int(qx["zero"])
+    want = real(conv_codes(sums(codes, weights, groups, 1, 1), alpha, bias, qx, qy, True, False), qy)
+    assert np.array_equal(outputs(model, x, tmp_path / "m.mnn"), want)
+    session = InferenceSession(tmp_path / "m.mnn", {"threads": 1})
+    assert np.array_equal(np.asarray(session.run(None, {"x": x})[0]), want)
+    assert any(f"{groups} groups in one" in step.kernel for step in session.profile())
+    assert not any(step.op_type == "Concat" for step in session.profile())
+    seen: dict[str, np.ndarray] = {}
+    session.observe({"x": x}, lambda name, array: seen.update({name: array.copy()}))
+    assert np.array_equal(seen["y1"], want[:, outside : 2 * outside])
 
 
 def test_maxima_and_conversions_are_shared(tmp_path: Path) -> None:

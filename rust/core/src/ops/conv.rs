@@ -91,12 +91,14 @@ pub(crate) fn join_groups(
         (operator as &dyn Any).downcast_ref()
     }
     let channels = is::<Split>(split)?.cuts_channels() && is::<Concat>(concat)?.joins_channels();
-    let parts: Vec<&Conv> = parts.iter().map(|&part| is(part)).collect::<Option<_>>()?;
-    if channels {
-        Conv::joined(&parts, options.precision).map(|conv| conv as Arc<dyn Operator>)
-    } else {
-        None
+    if !channels {
+        return None;
     }
+    if let Some(parts) = parts.iter().map(|&part| is(part)).collect::<Option<Vec<&Conv>>>() {
+        return Conv::joined(&parts, options.precision).map(|conv| conv as Arc<dyn Operator>);
+    }
+    let parts = parts.iter().map(|&part| is(part)).collect::<Option<Vec<&IntConv>>>()?;
+    IntConv::joined(&parts).map(|conv| conv as Arc<dyn Operator>)
 }
 
 /// In which form the weights are kept.

@@ -91,11 +91,6 @@ impl PackedConvI8 {
         Ok(())
     }
 
-    /// Groups.
-    pub fn groups(&self) -> usize {
-        self.groups.len()
-    }
-
     /// Output channels of all groups.
     pub fn out_channels(&self) -> usize {
         self.out_channels * self.groups.len()

@@ -33,7 +33,7 @@ use super::super::support::kernels;
 use crate::tensor::{DType, Layout, TensorDesc};
 
 /// How input, output and accumulators relate.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, PartialEq)]
 pub(crate) enum IntQuant {
     /// Real scales of the tensors.
     Described { input: QuantInfo, output: QuantInfo },
@@ -159,12 +159,34 @@ struct Packed {
     rounding: Rounding,
 }
 
+/// How many groups of so many columns share the `width` columns of a tile, whose products are computed anyway.
+fn groups_in_one(groups: usize, columns: usize, width: usize) -> usize {
+    (1..=groups).rev().find(|n| groups.is_multiple_of(*n) && n * columns <= width).unwrap_or(1)
+}
+
+/// Weights `[output channels, input channels of a group, taps]` for groups of `merged` times as many channels: zeros between
+/// the old groups.
+fn block_diagonal(codes: Vec<i8>, common: &ConvCommon, merged: usize) -> Vec<i8> {
+    if merged <= 1 || codes.is_empty() {
+        return codes;
+    }
+    let columns = common.out_channels / common.group;
+    let k = codes.len() / common.out_channels;
+    let mut wide = vec![0; codes.len() * merged];
+    for (row, (from, to)) in codes.chunks_exact(k).zip(wide.chunks_exact_mut(merged * k)).enumerate() {
+        to[row / columns % merged * k..][..k].copy_from_slice(from);
+    }
+    wide
+}
+
 /// A convolution of codes.
 pub(crate) struct IntConv {
     common: ConvCommon,
     quant: IntQuant,
     alpha: Vec<f32>,
     bias: Vec<f32>,
+    /// Convolutions of the file that this one is made of.
+    pieces: usize,
     /// `[output channels, k]`, until they are packed.
     codes: Mutex<Option<Vec<i8>>>,
     packed: OnceLock<Arc<Packed>>,
@@ -192,7 +214,44 @@ impl IntConv {
             let wanted = format!("{n} scales, one per output channel");
             return Err(OpError::attribute("alpha", format!("{} scales", alpha.len()), wanted));
         }
-        Ok(Self { common, quant, alpha, bias, codes: Mutex::new(Some(codes)), packed: OnceLock::new() })
+        let packed = OnceLock::new();
+        Ok(Self { common, quant, alpha, bias, pieces: 1, codes: Mutex::new(Some(codes)), packed })
+    }
+
+    /// Convolutions of one group each as one of several groups; the codes are the same. The parts keep their weights, of
+    /// a byte each, for whoever wants to see what is in between.
+    pub(crate) fn joined(parts: &[&Self]) -> Option<Arc<Self>> {
+        let first = *parts.first()?;
+        let alike = |part: &&Self| {
+            part.common.group == 1
+                && part.common == first.common
+                && part.quant == first.quant
+                && part.takes_codes()
+                && part.packed.get().is_none()
+        };
+        if first.common.has_output_shape || !parts.iter().all(alike) {
+            return None;
+        }
+        let mut codes = Vec::new();
+        for part in parts {
+            let part = part.codes.lock().unwrap_or_else(PoisonError::into_inner);
+            codes.extend_from_slice(part.as_ref()?);
+        }
+        let n = parts.len();
+        Some(Arc::new(Self {
+            common: ConvCommon {
+                group: n,
+                in_channels: n * first.common.in_channels,
+                out_channels: n * first.common.out_channels,
+                ..first.common.clone()
+            },
+            quant: first.quant.clone(),
+            alpha: parts.iter().flat_map(|part| part.alpha.iter().copied()).collect(),
+            bias: parts.iter().flat_map(|part| part.bias.iter().copied()).collect(),
+            pieces: n,
+            codes: Mutex::new(Some(codes)),
+            packed: OnceLock::new(),
+        }))
     }
 
     fn depthwise(&self) -> bool {
@@ -215,7 +274,8 @@ impl IntConv {
         if !matches!(weights, Weights::Dense(_)) {
             return String::new();
         }
-        format!(", estimated at {:.2} of float", Layer::dense(&self.common).ratio_of_codes())
+        let pieces = if self.pieces > 1 { format!(", {} groups in one", self.pieces) } else { String::new() };
+        format!("{pieces}, estimated at {:.2} of float", Layer::dense(&self.common).ratio_of_codes())
     }
 
     /// The weights in the order of the kernel; made at the first use, then shared by all plans.
@@ -248,8 +308,12 @@ impl IntConv {
             }
             Weights::Winograd(packed)
         } else {
-            let dims = [common.out_channels, common.in_channels / common.group, common.taps()];
-            let mut packed = PackedConvI8::new(&kernels().gemm_i8, &codes, dims, common.group, zero)?;
+            let kernel = &kernels().gemm_i8;
+            let merged = groups_in_one(common.group, common.out_channels / common.group, kernel.nr());
+            let groups = common.group / merged;
+            let dims = [common.out_channels, common.in_channels / groups, common.taps()];
+            let codes = block_diagonal(codes, common, merged);
+            let mut packed = PackedConvI8::new(kernel, &codes, dims, groups, zero)?;
             if let Some(offsets) = &rounding.offsets {
                 packed.add_offsets(offsets)?;
             }
@@ -299,6 +363,7 @@ impl Operator for IntConv {
             relu: self.common.activation.is_some(),
             padding: self.quant.input_zero().clamp(-128, 127) as i8,
             channels: self.common.out_channels,
+            in_group: self.common.in_channels / self.common.group.max(1),
             residual,
             table,
             scratch: scratch * context.options.threads,
@@ -314,6 +379,8 @@ struct IntConvKernel {
     /// The code of 0.
     padding: i8,
     channels: usize,
+    /// Input channels of a group.
+    in_group: usize,
     packed: Arc<Packed>,
     residual: Option<(usize, AddI8)>,
     table: Option<Arc<TableI8>>,
@@ -338,12 +405,7 @@ impl Kernel for IntConvKernel {
     }
 
     fn multiply_adds(&self) -> u64 {
-        let in_group = match &self.packed.weights {
-            Weights::Dense(weights) => self.sliding.channels / weights.groups().max(1),
-            Weights::Winograd(_) => self.sliding.channels,
-            Weights::Depthwise(_) => 1,
-        };
-        crate::ops::conv::conv_products(&self.sliding, in_group, self.channels)
+        crate::ops::conv::conv_products(&self.sliding, self.in_group, self.channels)
     }
 
     fn run(&self, io: &mut StepIo<'_, '_>) -> OpResult<()> {
