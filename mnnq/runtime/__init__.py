@@ -7,6 +7,7 @@ from mnnq.runtime.session import Dynamic as Dynamic
 from mnnq.runtime.session import InferenceSession as InferenceSession
 from mnnq.runtime.session import Int8 as Int8
 from mnnq.runtime.session import Memory as Memory
+from mnnq.runtime.session import ModelMetadata as ModelMetadata
 from mnnq.runtime.session import NodeArg as NodeArg
 from mnnq.runtime.session import Precision as Precision
 from mnnq.runtime.session import SessionOptions as SessionOptions
@@ -18,6 +19,7 @@ __all__ = [
     "InferenceSession",
     "Int8",
     "Memory",
+    "ModelMetadata",
     "NodeArg",
     "OperatorTime",
     "Precision",

@@ -7,6 +7,7 @@ place: ``run``, ``get_inputs``, ``get_outputs``, ``get_providers``.
 from __future__ import annotations
 
 import enum
+import operator
 import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -19,7 +20,7 @@ import onnx
 
 from mnnq import _native
 from mnnq.convert import convert_onnx
-from mnnq.errors import ConfigError, InputError
+from mnnq.errors import ConfigError, InputError, UnsupportedError
 from mnnq.ir.signature import Signature
 from mnnq.writer.from_mnn import read_signature
 from mnnq.writer.to_mnn import to_bytes
@@ -134,15 +135,16 @@ class SessionOptions:
     max_loop_iterations: int = 1 << 20
 
     def __post_init__(self) -> None:
-        if isinstance(self.threads, bool) or not 1 <= self.threads <= 1024:
-            msg = f"{self.threads!r}, wanted 1 to 1024"
-            raise ConfigError(msg, key="threads")
-        if isinstance(self.plan_cache, bool) or self.plan_cache < 1:
-            msg = f"{self.plan_cache!r}, wanted 1 or more"
-            raise ConfigError(msg, key="plan_cache")
-        if isinstance(self.max_loop_iterations, bool) or not 1 <= self.max_loop_iterations < 1 << 63:
-            msg = f"{self.max_loop_iterations!r}, wanted 1 or more"
-            raise ConfigError(msg, key="max_loop_iterations")
+        for key, limit in (("threads", 1024), ("plan_cache", 1 << 31), ("max_loop_iterations", 1 << 62)):
+            value = getattr(self, key)
+            if isinstance(value, bool) or not hasattr(value, "__index__") or not 1 <= value <= limit:
+                msg = f"{value!r}, wanted " + (f"1 to {limit}" if key == "threads" else "1 or more")
+                raise ConfigError(msg, key=key)
+            object.__setattr__(self, key, operator.index(value))
+        if not isinstance(self.fuse, (bool, np.bool_)):
+            msg = f"{self.fuse!r}, wanted True or False"
+            raise ConfigError(msg, key="fuse")
+        object.__setattr__(self, "fuse", bool(self.fuse))
         kinds = {"precision": Precision, "memory": Memory, "dynamic": Dynamic, "int8": Int8}
         for key, kind in kinds.items():
             object.__setattr__(self, key, _member(kind, getattr(self, key), key))
@@ -174,6 +176,31 @@ class NodeArg:
     name: str
     type: str
     shape: list[int | str | None]
+
+
+@dataclass(frozen=True)
+class ModelMetadata:
+    """What a model says of itself, as onnxruntime's class of this name.
+
+    Attributes
+    ----------
+    producer_name
+        What wrote the file: ``"mnnq"``, or ``"MNN"`` for files of other tools.
+    graph_name, domain, description, graph_description
+        Always empty: `.mnn` files have no place for them.
+    version
+        Always 0, likewise.
+    custom_metadata_map
+        Always empty, likewise.
+    """
+
+    producer_name: str
+    graph_name: str = ""
+    domain: str = ""
+    description: str = ""
+    graph_description: str = ""
+    version: int = 0
+    custom_metadata_map: dict[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -211,9 +238,11 @@ class InferenceSession:
         A `.mnn` file (mapped into memory), a `.onnx` file (converted in memory), the bytes of either, or an ONNX
         model. Bytes are taken for a `.mnn` file if they are one.
     sess_options
-        Options, or a mapping of their names to values.
-    providers
-        As for onnxruntime; must name ``CPUExecutionProvider``, the only one there is.
+        Options, or a mapping of their names to values. Of an ``onnxruntime.SessionOptions`` the number of threads
+        (``intra_op_num_threads``, if it is not 0) counts; profiling and writing the optimized model are refused, and what else it
+        has says how onnxruntime goes about it, not what is computed.
+    providers, provider_options
+        As for onnxruntime; must name ``CPUExecutionProvider``, the only one there is, which has no options.
 
     Raises
     ------
@@ -235,11 +264,12 @@ class InferenceSession:
     def __init__(
         self,
         path_or_bytes: str | os.PathLike[str] | bytes | onnx.ModelProto,
-        sess_options: SessionOptions | Mapping[str, Any] | None = None,
+        sess_options: SessionOptions | Mapping[str, Any] | Any | None = None,
         providers: Sequence[Any] | None = None,
+        provider_options: Sequence[Mapping[str, Any]] | None = None,
     ) -> None:
         self._options = _options(sess_options)
-        _check_providers(providers)
+        _check_providers(providers, provider_options)
         self._session = _native.NativeSession(
             _source(path_or_bytes),
             threads=self._options.threads,
@@ -252,7 +282,9 @@ class InferenceSession:
             max_loop_iterations=self._options.max_loop_iterations,
         )
         self._inputs = {name: (dtype, shape) for name, dtype, shape in self._session.inputs()}
-        signature = read_signature(self._session.metadata()) or Signature()
+        known = read_signature(self._session.metadata())
+        self._meta = ModelMetadata("MNN" if known is None else "mnnq")
+        signature = known or Signature()
         #: Inputs and outputs as the source model states them; empty for files of other tools.
         self._source = {spec.name: spec for spec in (*signature.inputs, *signature.outputs)}
         self._output_names: list[str] = self._session.output_names()
@@ -264,6 +296,38 @@ class InferenceSession:
     def get_providers(self) -> list[str]:
         """Name of the only provider."""
         return [_PROVIDER]
+
+    def get_provider_options(self) -> dict[str, dict[str, str]]:
+        """Options of each provider: the only one has none."""
+        return {_PROVIDER: {}}
+
+    def get_modelmeta(self) -> ModelMetadata:
+        """What the model says of itself."""
+        return self._meta
+
+    def get_overridable_initializers(self) -> list[NodeArg]:
+        """Constants that feeds may replace: there are none."""
+        return []
+
+    def io_binding(self) -> None:
+        """Refuse: inputs and outputs are arrays of `run`.
+
+        Raises
+        ------
+        UnsupportedError
+            Always.
+        """
+        raise UnsupportedError(problems=["inputs and outputs bound to memory: pass arrays to run()"])
+
+    def run_with_iobinding(self, iobinding: object, run_options: object = None) -> None:
+        """Refuse, as `io_binding` does."""
+        self.io_binding()
+
+    def run_with_ort_values(
+        self, output_names: object, input_dict_ort_values: object, run_options: object = None
+    ) -> None:
+        """Refuse, as `io_binding` does."""
+        self.io_binding()
 
     def get_inputs(self) -> list[NodeArg]:
         """The inputs, in the order of the model."""
@@ -306,8 +370,7 @@ class InferenceSession:
         if run_options is not None:
             msg = f"{run_options!r}, wanted None"
             raise ConfigError(msg, key="run_options")
-        feeds = {name: self.feed(name, value) for name, value in input_feed.items()}
-        names = None if output_names is None or not len(output_names) else list(output_names)
+        feeds, names = self._feeds(input_feed), _names(output_names)
         outputs = self._session.run(names, feeds)
         return self._as_declared(names, outputs)
 
@@ -332,8 +395,7 @@ class InferenceSession:
         -------
         The outputs.
         """
-        feeds = {name: self.feed(name, value) for name, value in input_feed.items()}
-        names = None if output_names is None or not len(output_names) else list(output_names)
+        feeds, names = self._feeds(input_feed), _names(output_names)
         return self._as_declared(names, self._session.observe(names, feeds, observer))
 
     @property
@@ -357,8 +419,16 @@ class InferenceSession:
         spec = self._source.get(name)
         return spec.dtype if spec is not None and spec.dtype in _TYPES else None
 
+    def _feeds(self, feeds: Mapping[str, npt.ArrayLike]) -> dict[str, npt.NDArray[Any]]:
+        if not isinstance(feeds, Mapping):
+            msg = f"inputs are {type(feeds).__name__}, wanted a mapping of names to arrays"
+            raise InputError(msg)
+        return {name: self.feed(name, value) for name, value in feeds.items()}
+
     def feed(self, name: str, value: npt.ArrayLike) -> npt.NDArray[Any]:
         """Return `value` as the array that the runtime reads for an input: checked, integers as 32 bits, contiguous.
+
+        Python numbers and lists of them have no type of their own and take that of the input.
 
         Raises
         ------
@@ -367,6 +437,10 @@ class InferenceSession:
         """
         array = np.asarray(value)
         wanted = self._inputs.get(name, (None, None))[0]
+        if not array.dtype.isnative:
+            array = array.astype(array.dtype.newbyteorder("="))
+        if wanted == "float32" and array.dtype.kind in "fiu" and isinstance(value, (int, float, list, tuple)):
+            array = array.astype(np.float32)
         if wanted == "int32" and array.dtype.kind in "biu" and array.dtype != np.int32:
             if array.size and (array.max() > np.iinfo(np.int32).max or array.min() < np.iinfo(np.int32).min):
                 msg = f"input {name!r} has values beyond 32 bits"
@@ -391,11 +465,33 @@ class InferenceSession:
         return [out.astype(self._declared(name) or out.dtype, copy=False) for name, out in pairs]
 
 
-def _options(options: SessionOptions | Mapping[str, Any] | None) -> SessionOptions:
+def _names(output_names: Sequence[str] | None) -> list[str] | None:
+    if isinstance(output_names, str):
+        msg = f"output names are the string {output_names!r}, wanted a list of names"
+        raise InputError(msg, key=output_names)
+    return None if output_names is None or not len(output_names) else list(output_names)
+
+
+def _foreign_options(options: Any) -> SessionOptions:
+    """Options of an ``onnxruntime.SessionOptions``."""
+    for key in ("enable_profiling", "optimized_model_filepath"):
+        if getattr(options, key, None):
+            msg = f"{getattr(options, key)!r}: onnxruntime's option has no counterpart"
+            raise ConfigError(msg, key=key)
+    threads = options.intra_op_num_threads
+    return SessionOptions(threads=threads) if threads else SessionOptions()
+
+
+def _options(options: SessionOptions | Mapping[str, Any] | Any | None) -> SessionOptions:
     if options is None:
         return SessionOptions()
     if isinstance(options, SessionOptions):
         return options
+    if hasattr(options, "intra_op_num_threads"):
+        return _foreign_options(options)
+    if not isinstance(options, Mapping):
+        msg = f"{type(options).__name__}, wanted SessionOptions or a mapping"
+        raise ConfigError(msg, key="sess_options")
     known = set(SessionOptions.__dataclass_fields__)
     unknown = [key for key in options if key not in known]
     if unknown:
@@ -404,11 +500,16 @@ def _options(options: SessionOptions | Mapping[str, Any] | None) -> SessionOptio
     return SessionOptions(**options)
 
 
-def _check_providers(providers: Sequence[Any] | None) -> None:
+def _check_providers(providers: Sequence[Any] | None, options: Sequence[Mapping[str, Any]] | None) -> None:
     names = [item[0] if isinstance(item, tuple) else item for item in providers or [_PROVIDER]]
     if _PROVIDER not in names:
         msg = f"{names!r}, wanted {_PROVIDER!r} among them"
         raise ConfigError(msg, key="providers")
+    given = [item[1] for item in providers or [] if isinstance(item, tuple) and item[0] == _PROVIDER]
+    given += [each for name, each in zip(names, options or [], strict=False) if name == _PROVIDER]
+    if any(given):
+        msg = f"{given!r}: {_PROVIDER} has no options here"
+        raise ConfigError(msg, key="provider_options")
 
 
 def _source(source: str | os.PathLike[str] | bytes | onnx.ModelProto) -> Path | bytes:

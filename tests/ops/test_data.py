@@ -8,10 +8,12 @@ from typing import Any
 import numpy as np
 import onnx
 import pytest
+from onnx import helper
 
 from mnnq.convert import convert_onnx
 from mnnq.errors import UnsupportedError
 from mnnq.ir import Model
+from mnnq.runtime import InferenceSession
 from tests.builders import model, single
 from tests.ops.harness import check, needs_mnn, reference
 from tests.peers.mnn_runtime import MnnRuntime
@@ -95,9 +97,24 @@ def test_split_into_equal_parts(mnn_runtime: MnnRuntime, shape: list[Any] | None
     )
 
 
-def test_an_empty_part_is_refused() -> None:
+@pytest.mark.parametrize("sizes", [(0, 5), (5, 0), (0, 2, 0, 3)])
+def test_empty_parts_are_constants(mnn_runtime: MnnRuntime, sizes: tuple[int, ...]) -> None:
+    parts = [f"p{i}" for i in range(len(sizes))]
+    nodes = [
+        helper.make_node("Split", ["x", "s"], parts, axis=1),
+        helper.make_node("Concat", parts[::-1], ["y"], axis=1),
+    ]
+    check(model(nodes, {"x": X}, ["y"], {"s": ints(*sizes)}), {"x": X}, mnn_runtime)
+    whole = model(nodes[:1], {"x": X}, parts, {"s": ints(*sizes)})
+    got = InferenceSession(whole).run(parts, {"x": X})
+    for have, want in zip(got, np.split(X, np.cumsum(sizes)[:-1], axis=1), strict=True):
+        np.testing.assert_array_equal(have, want)
+
+
+def test_an_empty_part_of_unknown_shape_is_refused() -> None:
+    proto = single("Split", {"x": X}, {"s": ints(0, 5)}, axis=1, n_outputs=2, shapes={"x": [2, "c", "h"]})
     with pytest.raises(UnsupportedError, match="size 0"):
-        convert_onnx(single("Split", {"x": X}, {"s": ints(0, 5)}, axis=1, n_outputs=2))
+        convert_onnx(proto)
 
 
 @pytest.mark.parametrize(
@@ -173,9 +190,11 @@ def test_a_slice_of_everything_moves_nothing(mnn_runtime: MnnRuntime) -> None:
     assert not any(op.type == "StridedSlice" for op in model_.ops)
 
 
-def test_an_empty_slice_is_refused() -> None:
-    with pytest.raises(UnsupportedError, match="empty"):
-        convert_onnx(single("Slice", {"x": X}, {"s": ints(3), "e": ints(3), "a": ints(1)}))
+def test_an_empty_slice_is_a_constant() -> None:
+    proto = single("Slice", {"x": X}, {"s": ints(3), "e": ints(3), "a": ints(1)})
+    assert {op.type for op in convert_onnx(proto).ops} == {"Input", "Const"}
+    (got,) = InferenceSession(proto).run(None, {"x": X})
+    assert got.shape == X[:, 3:3].shape
 
 
 @pytest.mark.parametrize("axis", [0, 1, -1])

@@ -433,6 +433,8 @@ def _without_elements(builder: Lowering, node: Node) -> bool:
         return False
     if any(dtype is None for dtype in types):
         return False
+    if node.op_type == "Reshape" and 0 not in (builder.static_shape(node.inputs[0]) or ()):
+        return False  # elements do not vanish
     for out, shape, dtype in zip(outs, shapes, types, strict=True):
         assert shape is not None
         builder.emit_const(np.zeros(shape, np.float32 if is_float(dtype) else np.int32), out)

@@ -16,6 +16,8 @@ use crate::ops::{OpError, OpResult};
 pub struct Parallel {
     pool: Option<Arc<rayon::ThreadPool>>,
     threads: usize,
+    /// The process that the threads belong to.
+    process: u32,
     /// Iterations of one run.
     limit: u64,
     /// Those taken so far.
@@ -38,20 +40,29 @@ impl Parallel {
             .transpose()
             .map_err(|source| RuntimeError::Threads { threads, problem: source.to_string() })?;
         let (limit, taken) = (SessionOptions::LOOP_ITERATIONS, AtomicU64::new(0));
-        Ok(Self { pool: pool.map(Arc::new), threads: threads.max(1), limit, taken })
+        let process = std::process::id();
+        Ok(Self { pool: pool.map(Arc::new), threads: threads.max(1), process, limit, taken })
     }
 
     /// The caller's thread only.
     #[must_use]
     pub fn single() -> Self {
         let (limit, taken) = (SessionOptions::LOOP_ITERATIONS, AtomicU64::new(0));
-        Self { pool: None, threads: 1, limit, taken }
+        Self { pool: None, threads: 1, process: std::process::id(), limit, taken }
     }
 
     /// The same threads with a budget of `limit` iterations: for one run. Nothing is allocated.
+    ///
+    /// A forked process has none of the threads of its parent; there the caller's thread does all the work.
     #[must_use]
     pub fn for_run(&self, limit: u64) -> Self {
-        Self { pool: self.pool.clone(), threads: self.threads, limit, taken: AtomicU64::new(0) }
+        let pool = self.own_pool().cloned();
+        Self { pool, threads: self.threads, process: self.process, limit, taken: AtomicU64::new(0) }
+    }
+
+    /// The pool, unless its threads are those of another process.
+    fn own_pool(&self) -> Option<&Arc<rayon::ThreadPool>> {
+        self.pool.as_ref().filter(|_| self.process == std::process::id())
     }
 
     /// Whether loops wanted more iterations than there are.
@@ -79,7 +90,7 @@ impl Parallel {
 
     /// Calls `work` inside the pool, so that the loops below need no hand-over.
     pub fn install<R: Send>(&self, work: impl FnOnce() -> R + Send) -> R {
-        match &self.pool {
+        match self.own_pool() {
             Some(pool) => pool.install(work),
             None => work(),
         }
