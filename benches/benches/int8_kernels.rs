@@ -3,7 +3,8 @@
 //! `cargo bench -p mnnq-bench --bench int8_kernels` runs the criterion groups; with `-- --table` it prints one line per
 //! shape instead, and with `-- --json` one JSON object: GOPS (two per multiply-add) of every kernel and the share of
 //! this CPU's instruction peak, measured in the same run; for one row of low-bit weights GB/s and the share of the
-//! memory bandwidth that a plain sum over the same amount of memory reaches. Packing of weights is not part of a time.
+//! memory bandwidth that a plain sum over the same amount of memory reaches. The time of packing the weights stands apart.
+//! `--all` takes every kernel of the machine instead of the best, `--only TEXT` the cases whose group or shape has that text.
 
 use std::hint::black_box;
 use std::time::{Duration, Instant};
@@ -14,8 +15,10 @@ use mnnq_kernels::depthwise_i8::{DepthwiseI8, PackedDepthwiseI8, depthwise_i8};
 use mnnq_kernels::gemm_i8::{Dequantize, GemmI8, Output, PackedI8, Requantize, gemm_i8, scratch_len};
 use mnnq_kernels::gemm_w4::{BlockRows, BlockWeights, GemmW4, PackedBlocks, gemm_w4};
 use mnnq_kernels::geometry::{Sliding, Window};
+use mnnq_kernels::multiversion::{Level, Loop, dispatch};
 use mnnq_kernels::parallel::Serial;
 use mnnq_kernels::testing::Rng;
+use mnnq_kernels::winograd_i8::{PackedWinogradI8, WinogradI8, winograd_i8};
 use mnnq_kernels::{AlignedBytes, Epilogue};
 
 /// `(m, n, k, where it occurs)`.
@@ -85,13 +88,23 @@ struct Case {
     products: usize,
     /// Bytes of weights that a call has to read, for calls bound by memory.
     weight_bytes: Option<usize>,
+    /// Packing the weights once, in seconds.
+    packing: f64,
     call: Call,
+}
+
+/// What `pack` makes, and its seconds.
+fn timed<T>(pack: impl FnOnce() -> T) -> (T, f64) {
+    let start = Instant::now();
+    let packed = pack();
+    (packed, start.elapsed().as_secs_f64())
 }
 
 fn gemm_case(kernel: GemmI8, (m, n, k, place): (usize, usize, usize, &str)) -> Case {
     let mut rng = Rng::new(1);
     let a = rng.bytes_i8(m * k);
-    let packed = PackedI8::new(&kernel, &rng.bytes_i8(n * k), k, n, k, 0).unwrap();
+    let weights = rng.bytes_i8(n * k);
+    let (packed, packing) = timed(|| PackedI8::new(&kernel, &weights, k, n, k, 0).unwrap());
     let (scale, bias) = (rng.floats(n, 1e-4, 1e-3), rng.floats(n, -1.0, 1.0));
     let mut out = vec![0_i8; m * n];
     let mut scratch = AlignedBytes::zeros(scratch_len(&kernel, k));
@@ -108,6 +121,7 @@ fn gemm_case(kernel: GemmI8, (m, n, k, place): (usize, usize, usize, &str)) -> C
         shape,
         products,
         weight_bytes: None,
+        packing,
         call: Box::new(call),
     }
 }
@@ -115,7 +129,8 @@ fn gemm_case(kernel: GemmI8, (m, n, k, place): (usize, usize, usize, &str)) -> C
 fn gemm_float_case(kernel: GemmI8, (m, n, k, place): (usize, usize, usize, &str)) -> Case {
     let mut rng = Rng::new(1);
     let a = rng.bytes_i8(m * k);
-    let packed = PackedI8::new(&kernel, &rng.bytes_i8(n * k), k, n, k, 0).unwrap();
+    let weights = rng.bytes_i8(n * k);
+    let (packed, packing) = timed(|| PackedI8::new(&kernel, &weights, k, n, k, 0).unwrap());
     let (scale, bias) = (rng.floats(n, 1e-4, 1e-3), rng.floats(n, -1.0, 1.0));
     let rows = rng.floats(m, 0.1, 1.0);
     let mut out = vec![0_f32; m * n];
@@ -134,6 +149,7 @@ fn gemm_float_case(kernel: GemmI8, (m, n, k, place): (usize, usize, usize, &str)
         shape,
         products,
         weight_bytes: None,
+        packing,
         call: Box::new(call),
     }
 }
@@ -147,7 +163,8 @@ fn conv_case(
     let g = Sliding::new([1, size, size, ic], axis, axis).unwrap();
     let input = rng.bytes_i8(size * size * ic);
     let taps = window * window;
-    let packed = PackedConvI8::new(&kernel, &rng.bytes_i8(oc * ic * taps), [oc, ic, taps], 1, 0).unwrap();
+    let weights = rng.bytes_i8(oc * ic * taps);
+    let (packed, packing) = timed(|| PackedConvI8::new(&kernel, &weights, [oc, ic, taps], 1, 0).unwrap());
     let (scale, bias) = (rng.floats(oc, 1e-4, 1e-3), rng.floats(oc, -1.0, 1.0));
     let mut out = vec![0_i8; g.out_pixels() * oc];
     let mut scratch = AlignedBytes::zeros(packed.scratch_len(&kernel));
@@ -164,8 +181,44 @@ fn conv_case(
         shape,
         products,
         weight_bytes: None,
+        packing,
         call: Box::new(call),
     }
+}
+
+/// The 3 x 3 convolutions without stride by Winograd's algorithm; the products are those of the direct sum.
+fn winograd_case(
+    kernel: WinogradI8,
+    (size, ic, oc, window, stride, place): (usize, usize, usize, usize, usize, &str),
+) -> Option<Case> {
+    if (window, stride) != (3, 1) {
+        return None;
+    }
+    let mut rng = Rng::new(2);
+    let axis = Window::new(3, 1, 1);
+    let g = Sliding::new([1, size, size, ic], axis, axis).unwrap();
+    let input = rng.bytes_i8(size * size * ic);
+    // As large as trained weights are on average.
+    let weights: Vec<i8> = rng.bytes_i8(oc * ic * 9).iter().map(|code| code / 3).collect();
+    let (packed, packing) = timed(|| PackedWinogradI8::new(&kernel, &weights, oc, ic, 0).unwrap());
+    let (scale, bias) = (rng.floats(oc, 1e-4, 1e-3), rng.floats(oc, -1.0, 1.0));
+    let mut out = vec![0_i8; g.out_pixels() * oc];
+    let mut scratch = vec![0_i32; packed.scratch_len()];
+    let products = g.out_pixels() * oc * ic * 9;
+    let call = move || {
+        let requantize = Requantize::new(&scale, Some(&bias), 0);
+        let output = Output::Int8 { data: &mut out, row_stride: oc, requantize };
+        winograd_i8(&g, &input, 0, &packed, output, &mut scratch, &Serial).unwrap();
+    };
+    Some(Case {
+        group: "winograd_i8",
+        kernel: kernel.name(),
+        shape: format!("{size}x{size}x{ic}->{oc} 3x3/1 {place}"),
+        products,
+        weight_bytes: None,
+        packing,
+        call: Box::new(call),
+    })
 }
 
 fn depthwise_case(
@@ -177,7 +230,8 @@ fn depthwise_case(
     let g = Sliding::new([1, size, size, channels], axis, axis).unwrap();
     let input = rng.bytes_i8(size * size * channels);
     let weights = rng.bytes_i8(channels * window * window);
-    let packed = PackedDepthwiseI8::new(&kernel, &weights, channels, [window, window], 0).unwrap();
+    let (packed, packing) =
+        timed(|| PackedDepthwiseI8::new(&kernel, &weights, channels, [window, window], 0).unwrap());
     let (scale, bias) = (rng.floats(channels, 1e-4, 1e-3), rng.floats(channels, -1.0, 1.0));
     let mut out = vec![0_i8; g.out_pixels() * channels];
     let mut scratch = AlignedBytes::zeros(packed.scratch_len(&kernel, &g));
@@ -194,6 +248,7 @@ fn depthwise_case(
         shape,
         products,
         weight_bytes: None,
+        packing,
         call: Box::new(call),
     }
 }
@@ -208,7 +263,7 @@ fn w4_case(
     let codes: Vec<i8> = (0..n * k).map(|_| rng.integer(-8, 7) as i8).collect();
     let scales = rng.floats(n * blocks, 0.01, 0.1);
     let weights = BlockWeights { codes: &codes, n, k, block, bits: 4, scales: &scales, offsets: None };
-    let packed = PackedBlocks::new(&kernel, &weights).unwrap();
+    let (packed, packing) = timed(|| PackedBlocks::new(&kernel, &weights).unwrap());
     let weight_bytes = packed.bytes();
     // Decoding streams the weights of a whole model: enough copies that no cache holds them.
     let copies = if m == 1 { memory.div_ceil(weight_bytes).max(1) } else { 1 };
@@ -229,6 +284,7 @@ fn w4_case(
         shape: format!("{m}x{n}x{k} block {block} {place}"),
         products: m * n * k,
         weight_bytes: (m == 1).then_some(weight_bytes),
+        packing,
         call: Box::new(call),
     }
 }
@@ -245,6 +301,7 @@ fn cases(every: bool) -> impl Iterator<Item = Case> {
     let gemm = pick(GemmI8::all_available(), every);
     let depthwise = pick(DepthwiseI8::all_available(), every);
     let w4 = pick(GemmW4::all_available(), every);
+    let winograd = pick(WinogradI8::all_available(), every);
     let floats = [GEMM_SHAPES[0], GEMM_SHAPES[13], GEMM_SHAPES[14], GEMM_SHAPES[15]];
     let convs = gemm.clone();
     let float_kernels = gemm.clone();
@@ -263,7 +320,10 @@ fn cases(every: bool) -> impl Iterator<Item = Case> {
     let w4 = W4_SHAPES
         .iter()
         .flat_map(move |&shape| w4.clone().into_iter().map(move |kernel| w4_case(kernel, shape, memory)));
-    products.chain(floats).chain(convs).chain(depthwise).chain(w4)
+    let winograd = CONV_SHAPES.iter().flat_map(move |&shape| {
+        winograd.clone().into_iter().filter_map(move |kernel| winograd_case(kernel, shape))
+    });
+    products.chain(floats).chain(convs).chain(winograd).chain(depthwise).chain(w4)
 }
 
 /// Seconds per call: the best of many short rounds, so that a busy machine disturbs few of them.
@@ -340,27 +400,40 @@ fn peak_vnni(_proof: mnnq_kernels::cpu::Avx512Vnni) -> f64 {
     (ROUNDS * 16 * 64) as f64 / best_time(Duration::from_millis(400), &mut call)
 }
 
-/// Bytes per second of sums over pieces of a memory that no cache holds.
+/// Bytes per second of sums over pieces of a memory that no cache holds, on huge pages where the system has them.
 fn bandwidth() -> f64 {
-    const PIECE: usize = (4 << 20) / 8;
-    let memory = vec![1_u64; MEMORY / 8];
+    const PIECE: usize = 4 << 20;
+    let mut memory = AlignedBytes::zeros(MEMORY);
+    memory.fill(1);
     let mut next = 0;
     let mut call = || {
         let piece = &memory[next..next + PIECE];
         next = (next + PIECE) % memory.len();
-        let sums = piece.chunks_exact(64).fold([0_u64; 64], |mut sums, chunk| {
-            for (sum, x) in sums.iter_mut().zip(chunk) {
-                *sum = sum.wrapping_add(*x);
-            }
-            sums
-        });
-        black_box(sums);
+        black_box(dispatch(Level::best(), Sum(piece)));
     };
-    size_of::<[u64; PIECE]>() as f64 / best_time(Duration::from_millis(600), &mut call)
+    PIECE as f64 / best_time(Duration::from_millis(600), &mut call)
+}
+
+/// The sum of bytes taken eight at a time.
+struct Sum<'a>(&'a [u8]);
+
+impl Loop for Sum<'_> {
+    type Output = u64;
+
+    #[inline(always)]
+    fn run(self) -> u64 {
+        let mut sums = [0_u64; 32];
+        for chunk in self.0.as_chunks::<256>().0 {
+            for (sum, x) in sums.iter_mut().zip(chunk.as_chunks::<8>().0) {
+                *sum = sum.wrapping_add(u64::from_ne_bytes(*x));
+            }
+        }
+        sums.iter().fold(0, |sum, &x| sum.wrapping_add(x))
+    }
 }
 
 #[allow(clippy::print_stdout, reason = "the table is the output of this program")]
-fn print(json: bool, every: bool) {
+fn print(json: bool, every: bool, only: &str) {
     let (peak, bandwidth) = (peak_products(), bandwidth());
     if json {
         println!(
@@ -373,6 +446,9 @@ fn print(json: bool, every: bool) {
     }
     let mut first = true;
     for mut case in cases(every) {
+        if !case.group.contains(only) && !case.shape.contains(only) {
+            continue;
+        }
         let seconds = best_time(Duration::from_millis(200), &mut *case.call);
         let rate = case.products as f64 / seconds;
         let memory = case.weight_bytes.map(|bytes| bytes as f64 / seconds);
@@ -382,12 +458,13 @@ fn print(json: bool, every: bool) {
                 format!(", \"gb_s\": {:.2}, \"of_bandwidth\": {:.3}", 1e-9 * rate, rate / bandwidth)
             });
             println!(
-                "{comma}{{\"group\": \"{}\", \"kernel\": \"{}\", \"shape\": \"{}\", \"us\": {:.2}, \"gops\": {:.1}, \
+                "{comma}{{\"group\": \"{}\", \"kernel\": \"{}\", \"shape\": \"{}\", \"us\": {:.2}, \"packing_us\": {:.1}, \"gops\": {:.1}, \
                  \"of_peak\": {:.3}{memory}}}",
                 case.group,
                 case.kernel,
                 case.shape,
                 1e6 * seconds,
+                1e6 * case.packing,
                 2e-9 * rate,
                 rate / peak,
             );
@@ -396,13 +473,14 @@ fn print(json: bool, every: bool) {
                 format!("  {:6.2} GB/s {:3.0} % of bandwidth", 1e-9 * rate, 100.0 * rate / bandwidth)
             });
             println!(
-                "{:12} {:46} {:26} {:9.1} us {:7.1} GOPS {:3.0} %{memory}",
+                "{:12} {:46} {:26} {:9.1} us {:7.1} GOPS {:3.0} %  packing {:8.1} us{memory}",
                 case.group,
                 case.shape,
                 case.kernel,
                 1e6 * seconds,
                 2e-9 * rate,
                 100.0 * rate / peak,
+                1e6 * case.packing,
             );
         }
     }
@@ -423,7 +501,8 @@ fn benches(criterion: &mut Criterion) {
 fn main() {
     let has = |flag: &str| std::env::args().any(|argument| argument == flag);
     if has("--table") || has("--json") {
-        print(has("--json"), has("--all"));
+        let only = std::env::args().skip_while(|argument| argument != "--only").nth(1).unwrap_or_default();
+        print(has("--json"), has("--all"), &only);
         return;
     }
     let mut criterion = Criterion::default().configure_from_args();

@@ -126,6 +126,9 @@ impl Form {
     ) -> (Self, String) {
         let half = options.precision == PrecisionMode::Low && kernels().gemm_half.is_native();
         let form = match weights {
+            ConvWeights::Quantized(_) if depthwise && options.memory == MemoryMode::Low => {
+                return (Self::Depthwise, ", float: quantizing takes what int8 saves".to_owned());
+            }
             _ if depthwise => Self::Depthwise,
             ConvWeights::Quantized(quantized) if options.memory == MemoryMode::Low => {
                 let (channels, groups) = (common.out_channels, common.group);

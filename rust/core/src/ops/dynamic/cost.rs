@@ -32,6 +32,10 @@ const WINOGRAD: f64 = 1.8;
 /// Times that Winograd's algorithm is faster as measured, for up to 128 x 128 channels and for more.
 const WINOGRAD_MEASURED: [f64; 2] = [2.9, 2.1];
 
+/// Times that Winograd's algorithm on codes is faster than the direct sum on them, as measured: with instructions for sums of
+/// four products of bytes, and without.
+const WINOGRAD_CODES: [f64; 2] = [1.2, 2.4];
+
 /// Cycles per row for its range, scale and offset.
 const ROW: f64 = 60.0;
 
@@ -125,8 +129,8 @@ impl Layer {
         }
     }
 
-    /// Estimated time on codes that exist already over that in floats.
-    pub(crate) fn ratio_of_codes(&self) -> f64 {
+    /// Estimated time on codes that exist already over that in floats; `winograd`: if Winograd's algorithm is used on the codes.
+    pub(crate) fn ratio_of_codes(&self, winograd: bool) -> f64 {
         let kernel = &kernels().gemm_i8;
         let r = rates(kernel.level());
         let lanes = (kernel.nr() / 2).max(1);
@@ -136,7 +140,10 @@ impl Layer {
         let fewer = if self.winograd { WINOGRAD_MEASURED[usize::from(!small)] } else { 1.0 };
         let float = self.k as f64 * columns / (r.float_products * fewer) + n / r.float_stores;
         let units = self.k.next_multiple_of(8) as f64;
-        (units * columns / r.int_products + n / r.int_stores) / float
+        let wide = matches!(kernel.level(), IsaLevel::Avx512 | IsaLevel::Avx2 | IsaLevel::Baseline);
+        let codes =
+            if winograd { r.int_products * WINOGRAD_CODES[usize::from(wide)] } else { r.int_products };
+        (units * columns / codes + n / r.int_stores) / float
     }
 
     /// Estimated time in integers over that in floats.
@@ -189,7 +196,8 @@ mod tests {
         let narrow = Layer { taps: [3, 3], ..layer(576, 64) };
         assert!(narrow.ratio() < WORTH && Layer { winograd: true, ..narrow }.ratio() > narrow.ratio());
         for (k, n) in [(64, 256), (768, 768), (27, 32)] {
-            assert!(layer(k, n).ratio_of_codes() < layer(k, n).ratio());
+            assert!(layer(k, n).ratio_of_codes(false) < layer(k, n).ratio());
+            assert!(layer(k, n).ratio_of_codes(true) < layer(k, n).ratio_of_codes(false));
         }
         let fine = Layer { blocks: 64, bits: 4, ..layer(2048, 2048) };
         let coarse = Layer { blocks: 16, ..fine };

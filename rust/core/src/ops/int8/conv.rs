@@ -271,11 +271,14 @@ impl IntConv {
 
     /// What a layer gains on this CPU, for the profile. Floats could not give the same codes, so that nothing depends on it.
     fn estimate(&self, weights: &Weights) -> String {
-        if !matches!(weights, Weights::Dense(_)) {
-            return String::new();
-        }
+        let winograd = match weights {
+            Weights::Dense(_) => false,
+            Weights::Winograd(_) => true,
+            Weights::Depthwise(_) => return String::new(),
+        };
         let pieces = if self.pieces > 1 { format!(", {} groups in one", self.pieces) } else { String::new() };
-        format!("{pieces}, estimated at {:.2} of float", Layer::dense(&self.common).ratio_of_codes())
+        let ratio = Layer::dense(&self.common).ratio_of_codes(winograd);
+        format!("{pieces}, estimated at {ratio:.2} of float")
     }
 
     /// The weights in the order of the kernel; made at the first use, then shared by all plans.
