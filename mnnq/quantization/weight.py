@@ -24,6 +24,7 @@ from mnnq.quantization.choices import (
 )
 from mnnq.quantization.config import CODE_FIELDS, LayerConfig, WeightConfig, WeightMethod
 from mnnq.quantization.constants import Constants
+from mnnq.quantization.generated_run import made_up_images, made_up_tokens, quantize_on
 from mnnq.quantization.half import MAX_HALF, fits_half, half_error
 from mnnq.quantization.input_power import input_powers
 from mnnq.quantization.int8 import Int8Layer, apply_int8
@@ -66,6 +67,7 @@ def quantize_model(
     state: Path | None = None,
     executor: Executor | None = None,
     generated_range: tuple[float, float] | None = None,
+    generated_tokens: bool = True,
 ) -> QuantizationReport:
     """Quantize the weights of `model` in place, layer by layer; float weights are dropped as they are replaced.
 
@@ -82,7 +84,11 @@ def quantize_model(
         Where layers that can be chosen at the same time are worked on, anything with the interface of
         `concurrent.futures.Executor`; None for threads of this process. The result is the same.
     generated_range
-        Without data: correct biases on made-up images of this range, if that helps (`mnnq.quantization.generated`).
+        Without data: correct biases on made-up images of this range, with method ``auto`` fit weights to them, if that
+        helps (`mnnq.quantization.generated`, `mnnq.quantization.generated_run`).
+    generated_tokens
+        Without data, method ``auto``: fit the weights of a language model to random tokens, if that helps
+        (`mnnq.quantization.tokens`).
 
     Raises
     ------
@@ -91,7 +97,21 @@ def quantize_model(
     QuantizationError
         Weights cannot be quantized (not finite, too large), naming the layer.
     """
-    return _Run(model, config, params, progress, calib, state, executor, generated_range).run()
+    made = None
+    if calib is None and config.method is WeightMethod.AUTO and config.coded:
+        if generated_range is not None:
+            made = made_up_images(model, *generated_range)
+        elif generated_tokens:
+            made = made_up_tokens(model)
+    if made is None:
+        return _Run(model, config, params, progress, calib, state, executor, generated_range).run()
+    if state is not None:
+        _check_data(config, None, state)
+
+    def quantize(one: Model, samples: Iterable[Mapping[str, Any]] | None) -> QuantizationReport:
+        return _Run(one, config, params, None if samples is None else progress, samples, None, executor).run()
+
+    return quantize_on(model, made, quantize, threads=config.threads)
 
 
 class _Run:
