@@ -27,6 +27,7 @@ __all__ = [
     "pack_half",
     "quantize_codes",
     "quantize_rows",
+    "quantize_correlated",
     "quantize_weighted",
     "quantize_weights",
     "read_model",
@@ -520,6 +521,35 @@ class InputStatistics:
 
     def merge(self, other: InputStatistics) -> None:
         """Add the statistics of other inputs of the same layer."""
+
+def quantize_correlated(
+    weight: npt.NDArray[np.float32],
+    *,
+    taps: int,
+    correlation: float,
+    bits: int,
+    symmetric: bool,
+    block: int | None = None,
+    gain_correction: bool = False,
+    fp16_scales: bool = False,
+    threads: int | None = None,
+) -> QuantizedCodes:
+    """Quantize a weight matrix whose kernels see inputs that go together: the search, with errors of a kernel that cancel.
+
+    Parameters
+    ----------
+    weight
+        ``[rows, row_len]``, contiguous; a row is an output channel.
+    taps
+        Consecutive weights of a kernel; must divide the blocks.
+    correlation
+        Correlation between the inputs of a kernel, from 0 to below 1.
+
+    Raises
+    ------
+    QuantizationError
+        If an option does not fit, or a weight is not finite; its ``key`` names the argument.
+    """
 
 def quantize_weighted(
     weight: npt.NDArray[np.float32],

@@ -23,6 +23,7 @@ _WEIGHT_OPTIONS = {
     "bias_correction": "--bias-correction",
     "state": "--state",
     "generated_range": "--generated-range",
+    "no_generated_tokens": "--no-generated-tokens",
     "fp16": "--fp16",
     "fp16_scales": "--fp16-scales",
     "sparse": "--sparse",
@@ -100,7 +101,12 @@ class LayerOption(common.ParamBase):
 )  # fmt: skip
 @click.option(
     "--generated-range", type=(float, float), metavar="LOW HIGH",
-    help="Without data: correct biases on made-up images with values from LOW to HIGH, if that helps much.",
+    help="Without data: correct biases on made-up images with values from LOW to HIGH, with --method auto fit weights to "
+    "them, if that helps.",
+)  # fmt: skip
+@click.option(
+    "--no-generated-tokens", is_flag=True,
+    help="Without data: --method auto does not fit weights of language models to random tokens.",
 )  # fmt: skip
 @click.option(
     "--state", type=click.Path(path_type=Path, file_okay=False), metavar="DIR",
@@ -259,6 +265,7 @@ def _run(
     save_params: Path | None,
     state: Path | None,
     generated_range: tuple[float, float] | None,
+    no_generated_tokens: bool,
     external_weights: bool,
     qdq: str,
     as_json: bool,
@@ -297,6 +304,7 @@ def _run(
         calib=samples,
         state=state,
         generated_range=generated_range,
+        generated_tokens=not no_generated_tokens,
     )
     written = network.save(output, external_weights=external_weights)
     if save_params is not None:

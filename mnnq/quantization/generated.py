@@ -23,6 +23,9 @@ from mnnq.quantization.bias_correction import BiasReport, correct_bias, output_s
 SAMPLES = 24
 JUDGES = 8
 
+#: Rectangles of a picture of `rectangles`.
+RECTANGLES = 30
+
 #: Gain of the outputs' signal to noise ratio that a correction must bring.
 MIN_GAIN_DB = 6.0
 
@@ -82,6 +85,38 @@ def images(
     return made
 
 
+def rectangles(
+    shape: tuple[int, ...], count: int, low: float, high: float, seed: int
+) -> list[npt.NDArray[np.float32]]:
+    """Make pictures of overlapping plain rectangles with a little noise; arguments as for `images`."""
+    rng = np.random.default_rng(seed)
+    batch, channels, height, width = shape
+    made = []
+    for _ in range(count):
+        image = np.empty(shape)
+        image[:] = rng.uniform(low, high, (batch, channels, 1, 1))
+        for _ in range(RECTANGLES):
+            top, bottom = np.sort(rng.integers(0, height + 1, 2))
+            left, right = np.sort(rng.integers(0, width + 1, 2))
+            image[:, :, top:bottom, left:right] = rng.uniform(low, high, (batch, channels, 1, 1))
+        image += rng.normal(0, 0.02 * (high - low), shape)
+        made.append(np.clip(image, low, high).astype(np.float32))
+    return made
+
+
+def check_range(low: float, high: float) -> None:
+    """Check a range of values.
+
+    Raises
+    ------
+    ConfigError
+        It is none.
+    """
+    if not (math.isfinite(low) and math.isfinite(high) and low < high):
+        msg = f"{low:g} to {high:g} is no range"
+        raise ConfigError(msg, key="generated_range")
+
+
 def image_input(model: Model) -> tuple[str, tuple[int, ...]]:
     """Name and shape of the only input of a model that takes images; a varying batch is 1.
 
@@ -119,9 +154,7 @@ def correct_on_generated(
     ConfigError
         The range is none, or the model does not take images.
     """
-    if not (math.isfinite(low) and math.isfinite(high) and low < high):
-        msg = f"{low:g} to {high:g} is no range"
-        raise ConfigError(msg, key="generated_range")
+    check_range(low, high)
     name, shape = image_input(model)
     made = [{name: image} for image in images(shape, SAMPLES + JUDGES, low, high, seed)]
     fitted, judges = made[:SAMPLES], made[SAMPLES:]

@@ -15,9 +15,16 @@ from mnnq import _native
 from mnnq.errors import ConfigError, MnnqError
 from mnnq.ir.model import WEIGHT_OPS, Model, Op
 from mnnq.quantization import embedding
-from mnnq.quantization.choices import GAIN_BITS, block_reason, choose_block, without_data
+from mnnq.quantization.choices import (
+    GAIN_BITS,
+    KERNEL_CORRELATION,
+    block_reason,
+    choose_block,
+    without_data,
+)
 from mnnq.quantization.config import CODE_FIELDS, LayerConfig, WeightConfig, WeightMethod
 from mnnq.quantization.constants import Constants
+from mnnq.quantization.generated_run import made_up_images, made_up_tokens, quantize_on
 from mnnq.quantization.half import MAX_HALF, fits_half, half_error
 from mnnq.quantization.input_power import input_powers
 from mnnq.quantization.int8 import Int8Layer, apply_int8
@@ -60,6 +67,7 @@ def quantize_model(
     state: Path | None = None,
     executor: Executor | None = None,
     generated_range: tuple[float, float] | None = None,
+    generated_tokens: bool = True,
 ) -> QuantizationReport:
     """Quantize the weights of `model` in place, layer by layer; float weights are dropped as they are replaced.
 
@@ -76,7 +84,11 @@ def quantize_model(
         Where layers that can be chosen at the same time are worked on, anything with the interface of
         `concurrent.futures.Executor`; None for threads of this process. The result is the same.
     generated_range
-        Without data: correct biases on made-up images of this range, if that helps (`mnnq.quantization.generated`).
+        Without data: correct biases on made-up images of this range, with method ``auto`` fit weights to them, if that
+        helps (`mnnq.quantization.generated`, `mnnq.quantization.generated_run`).
+    generated_tokens
+        Without data, method ``auto``: fit the weights of a language model to random tokens, if that helps
+        (`mnnq.quantization.tokens`).
 
     Raises
     ------
@@ -85,7 +97,21 @@ def quantize_model(
     QuantizationError
         Weights cannot be quantized (not finite, too large), naming the layer.
     """
-    return _Run(model, config, params, progress, calib, state, executor, generated_range).run()
+    made = None
+    if calib is None and config.method is WeightMethod.AUTO and config.coded:
+        if generated_range is not None:
+            made = made_up_images(model, *generated_range)
+        elif generated_tokens:
+            made = made_up_tokens(model)
+    if made is None:
+        return _Run(model, config, params, progress, calib, state, executor, generated_range).run()
+    if state is not None:
+        _check_data(config, None, state)
+
+    def quantize(one: Model, samples: Iterable[Mapping[str, Any]] | None) -> QuantizationReport:
+        return _Run(one, config, params, None if samples is None else progress, samples, None, executor).run()
+
+    return quantize_on(model, made, quantize, threads=config.threads)
 
 
 class _Run:
@@ -180,7 +206,10 @@ class _Run:
             block, _ = _block(config, stored, op)
             options = self._options(config, None if block is None else block * stored.kernel, stored)
             power = self._power(config, op, stored)
-            self._futures[id(op)] = self.executor.submit(_quantize, self._matrix(config, op), options, power)
+            taps = self._taps(config, stored)
+            self._futures[id(op)] = self.executor.submit(
+                _quantize, self._matrix(config, op), options, power, taps
+            )
 
     def _calibrate(self, reference: Model, done: int, total: int) -> dict[int, LayerReport]:
         """Quantize the layers of the main graph with data."""
@@ -246,6 +275,11 @@ class _Run:
         power = self._powers.get(id(op))
         wanted = config.method is WeightMethod.AUTO and config.bits <= GAIN_BITS
         return power if wanted and power is not None and len(power) == stored.shape[1] else None
+
+    @staticmethod
+    def _taps(config: LayerConfig, stored: StoredWeights) -> int:
+        """Weights of a kernel where ``auto`` lets their errors cancel, else 1."""
+        return stored.kernel if config.method is WeightMethod.AUTO else 1
 
     def _options(self, config: LayerConfig, block: int | None, stored: StoredWeights) -> dict[str, Any]:
         """Arguments of the native quantizer."""
@@ -344,9 +378,9 @@ class _Run:
             self._rounded_twice += stored.storage is Storage.CODES
         options = self._options(config, None if block is None else block * stored.kernel, stored)
         future = self._futures.pop(id(op), None)
-        power = self._power(config, op, stored)
+        power, taps = self._power(config, op, stored), self._taps(config, stored)
         if future is None:
-            quant, stats = _quantize(self._matrix(config, op), options, power)
+            quant, stats = _quantize(self._matrix(config, op), options, power, taps)
         else:
             quant, stats = future.result()
         op.params["quanParameter"] = quant
@@ -361,7 +395,7 @@ class _Run:
             scheme=config.scheme,
             block_asked=config.block,
             block_used=block,
-            method=options["method"] if power is None else "search, by input power",
+            method=_method_label(options, power, taps),
             bytes_before=stored.size,
             bytes_after=quant_size(quant),
             sqnr_db=stats["sqnr_db"],
@@ -406,14 +440,23 @@ class _Run:
 
 
 def _quantize(
-    matrix: Any, options: dict[str, Any], power: Any = None
+    matrix: Any, options: dict[str, Any], power: Any = None, taps: int = 1
 ) -> tuple[dict[str, Any], _native.WeightStats]:
     """Quantize one matrix; a function of a module, so that it can run in another process."""
-    if power is None:
+    if power is None and taps == 1:
         return _native.quantize_weights(aligned(matrix), **options)
     common = {key: options[key] for key in ("bits", "symmetric", "block", "fp16_scales", "threads")}
     weight = np.require(matrix, np.float32, ["C", "A"])
-    found = _native.quantize_weighted(weight, np.ascontiguousarray(power), **common)
+    if power is None:
+        found = _native.quantize_correlated(
+            weight,
+            taps=taps,
+            correlation=KERNEL_CORRELATION,
+            gain_correction=options["gain_correction"],
+            **common,
+        )
+    else:
+        found = _native.quantize_weighted(weight, np.ascontiguousarray(power), **common)
     minimum = None if found["min"] is None else found["min"].reshape(-1)
     quant = _native.encode_weights(
         found["codes"].reshape(-1),
@@ -424,6 +467,13 @@ def _quantize(
         sparse=options["sparse"],
     )
     return quant, found["stats"]
+
+
+def _method_label(options: Mapping[str, Any], power: Any, taps: int) -> str:
+    """What the report calls the method of a layer without data."""
+    if power is not None:
+        return "search, by input power"
+    return str(options["method"]) if taps == 1 else f"{options['method']}, by kernel"
 
 
 def without_dead_rows(matrix: Any) -> Any:

@@ -13,7 +13,8 @@ import mnnq
 from mnnq.cli.main import run
 from mnnq.errors import ConfigError
 from mnnq.ir.model import Model
-from mnnq.quantization.generated import images
+from mnnq.quantization.bias_correction import output_sqnr
+from mnnq.quantization.generated import images, rectangles
 from mnnq.writer.to_mnn import to_bytes
 
 
@@ -66,6 +67,15 @@ def test_a_model_whose_means_hardly_moved_stays_as_it_is(net: Model) -> None:
     assert to_bytes(small) == to_bytes(mnnq.quantize_weights(net, **options))
 
 
+def test_auto_fits_weights_to_made_up_images(net: Model) -> None:
+    plain = mnnq.quantize_weights(net, bits=2, method="auto")
+    small = mnnq.quantize_weights(net, bits=2, method="auto", generated_range=(0, 1))
+    (note,) = [note for note in small.report.notes if "generated images" in note]
+    assert note.startswith("weights and biases were fitted")
+    others = [{"x": x} for x in rectangles((1, 3, 16, 16), 8, 0, 1, seed=99)]
+    assert output_sqnr(small, net, others) > output_sqnr(plain, net, others) + 1
+
+
 def test_images_have_the_range_and_falling_spectra() -> None:
     made = images((2, 3, 64, 48), 6, -1, 3, seed=0)
     assert all(image.shape == (2, 3, 64, 48) and image.dtype == np.float32 for image in made)
@@ -75,6 +85,16 @@ def test_images_have_the_range_and_falling_spectra() -> None:
     assert power[1:4].mean() > 20 * power[-8:].mean()
     other = images((2, 3, 64, 48), 6, -1, 3, seed=1)
     assert not np.array_equal(made[0], other[0])
+
+
+def test_rectangles_have_the_range_and_are_mostly_plain() -> None:
+    made = rectangles((1, 3, 64, 48), 4, -1, 3, seed=0)
+    assert all(image.shape == (1, 3, 64, 48) and image.dtype == np.float32 for image in made)
+    assert min(image.min() for image in made) >= -1
+    assert max(image.max() for image in made) <= 3
+    steps = np.abs(np.diff(made[0], axis=3))
+    assert np.median(steps) < 0.2 < np.quantile(steps, 0.98)
+    assert np.array_equal(made[0], rectangles((1, 3, 64, 48), 1, -1, 3, seed=0)[0])
 
 
 def test_what_cannot_be_made_up_is_refused(net: Model, tmp_path: Path) -> None:

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use mnnq_core::quant::QuantError;
 use mnnq_core::quant::moments::{Delta, Images, Moments, Statistics, Taps};
 use mnnq_core::quant::weight::gptq::{Compensation, compensate, output_error};
-use mnnq_core::quant::weight::weighted;
+use mnnq_core::quant::weight::{correlated, weighted};
 use numpy::{
     PyArray1, PyArrayMethods, PyReadonlyArray1, PyReadonlyArray2, PyReadonlyArray4, PyUntypedArrayMethods,
 };
@@ -21,6 +21,7 @@ pub(crate) fn add(module: &Bound<'_, PyModule>) -> PyResult<()> {
     module.add_class::<InputStatistics>()?;
     module.add_function(wrap_pyfunction!(compensate_weights, module)?)?;
     module.add_function(wrap_pyfunction!(quantize_weighted, module)?)?;
+    module.add_function(wrap_pyfunction!(quantize_correlated, module)?)?;
     module.add_function(wrap_pyfunction!(layer_output_error, module)?)
 }
 
@@ -324,6 +325,56 @@ fn quantize_weighted<'py>(
     let pool = pool(py, threads)?;
     let result =
         py.detach(|| within(pool.as_deref(), || weighted::quantize_weighted(data, rows, &spec, power)));
+    codes_dict(py, &options, result.map_err(|e| error(py, &e))?)
+}
+
+/// Quantize a weight matrix whose kernels see inputs that go together: the search, with errors of a kernel that cancel.
+///
+/// Parameters
+/// ----------
+/// weight
+///     float32 `[rows, row_len]`, contiguous; a row is an output channel.
+/// taps
+///     Consecutive weights of a kernel; must divide the blocks.
+/// correlation
+///     Correlation between the inputs of a kernel, from 0 to below 1.
+/// bits, symmetric, block, gain_correction, fp16_scales, threads
+///     As `quantize_codes`.
+///
+/// Returns
+/// -------
+/// As `quantize_codes`.
+///
+/// Raises
+/// ------
+/// QuantizationError
+///     If an option does not fit, or a weight is not finite; `key` names the argument.
+#[pyfunction]
+#[pyo3(signature = (
+    weight, *, taps, correlation, bits, symmetric, block = None, gain_correction = false, fp16_scales = false,
+    threads = None
+))]
+#[expect(clippy::too_many_arguments, reason = "keyword options of a Python function")]
+fn quantize_correlated<'py>(
+    py: Python<'py>,
+    weight: PyReadonlyArray2<'py, f32>,
+    taps: usize,
+    correlation: f64,
+    bits: i64,
+    symmetric: bool,
+    block: Option<i64>,
+    gain_correction: bool,
+    fp16_scales: bool,
+    threads: Option<i64>,
+) -> PyResult<Bound<'py, PyDict>> {
+    let options = Options { bits, symmetric, block, method: "search", gain_correction, fp16_scales, threads };
+    let &[rows, row_len] = weight.shape() else { return Err(invalid(py, "weight", "it is no matrix")) };
+    let spec = options.spec(py, row_len)?;
+    let data = weight.as_slice().map_err(|_| invalid(py, "weight", "it is not C-contiguous"))?;
+    let pool = pool(py, threads)?;
+    let result = py.detach(|| {
+        within(pool.as_deref(), || correlated::quantize_correlated(data, rows, &spec, taps, correlation))
+    });
     codes_dict(py, &options, result.map_err(|e| error(py, &e))?)
 }
 

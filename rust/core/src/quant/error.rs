@@ -127,6 +127,16 @@ pub enum QuantError {
         /// Inputs per group.
         columns: usize,
     },
+    /// Kernels do not fit the blocks, or their correlation is none.
+    #[error("blocks of {block} weights cannot be kernels of {taps} taps with a correlation of {correlation}")]
+    Taps {
+        /// Weights per kernel.
+        taps: usize,
+        /// Weights per block.
+        block: usize,
+        /// Correlation of the inputs of a kernel.
+        correlation: f64,
+    },
     /// Statistics were collected from nothing.
     #[error("no calibration data was collected for the layer")]
     NoData,
@@ -166,6 +176,7 @@ impl QuantError {
             Self::Sample { .. } | Self::NonFiniteSample { .. } | Self::Statistics { .. } | Self::NoData => {
                 "calib"
             }
+            Self::Taps { .. } => "taps",
             Self::Threads { .. } | Self::Kernel { .. } => "threads",
         }
     }

@@ -15,6 +15,7 @@ use mnnq_format::QuantizedWeights;
 use mnnq_kernels::multiversion::{Level, Loop, dispatch};
 use rayon::prelude::*;
 
+pub mod correlated;
 pub mod gain;
 pub mod gptq;
 pub mod hqq;

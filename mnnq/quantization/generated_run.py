@@ -1,0 +1,95 @@
+"""Method ``auto`` on inputs that are made up: weights chosen without inputs and weights fitted to them; the better is kept.
+
+"Better" is judged on made-up inputs of another kind than those fitted to, so that what only suits the kind is not kept.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+from mnnq.errors import ConfigError, MnnqError
+from mnnq.ir.model import Model
+from mnnq.quantization import generated, tokens
+from mnnq.quantization.bias_correction import output_sqnr
+from mnnq.report.quantization import QuantizationReport
+
+#: Gain of the outputs' signal to noise ratio, on the judges, that a fit must bring.
+MIN_GAIN_DB = 0.5
+
+Feeds = Mapping[str, Any]
+
+#: Quantizes a model in place, on samples or without.
+Quantize = Callable[[Model, Sequence[Feeds] | None], QuantizationReport]
+
+
+@dataclass(frozen=True)
+class MadeUp:
+    """Inputs that are made up.
+
+    Attributes
+    ----------
+    what
+        What they are, for the report.
+    fitted, judges
+        Samples that weights are fitted to, and samples of another kind.
+    """
+
+    what: str
+    fitted: Sequence[Feeds]
+    judges: Sequence[Feeds]
+
+
+def made_up_images(model: Model, low: float, high: float) -> MadeUp:
+    """Images with values from `low` to `high` for a model that takes images.
+
+    Raises
+    ------
+    ConfigError
+        The range is none, or the model does not take images.
+    """
+    generated.check_range(low, high)
+    name, shape = generated.image_input(model)
+    noise = generated.images(shape, generated.SAMPLES, low, high, 0)
+    shapes = generated.rectangles(shape, generated.JUDGES, low, high, 0)
+    what = f"generated images (1/f noise from {low:g} to {high:g})"
+    return MadeUp(what, [{name: x} for x in noise], [{name: x} for x in shapes])
+
+
+def made_up_tokens(model: Model) -> MadeUp | None:
+    """Random token sequences for a language model; None for other models."""
+    found = tokens.token_input(model)
+    if found is None:
+        return None
+    judges = found.sequences(tokens.JUDGES, 1, repeating=True)
+    return MadeUp("random token sequences", found.sequences(tokens.SAMPLES, 0), judges)
+
+
+def quantize_on(
+    model: Model, inputs: MadeUp, quantize: Quantize, *, threads: int | None
+) -> QuantizationReport:
+    """Quantize in place without any inputs and on made-up ones; the better of the two is kept, and the report says which."""
+    reference, fitted = model.copy(), model.copy()
+    plain = quantize(model, None)
+    try:
+        report = quantize(fitted, inputs.fitted)
+        before, after = (
+            output_sqnr(one, reference, inputs.judges, threads=threads) for one in (model, fitted)
+        )
+    except ConfigError:
+        raise
+    except MnnqError as error:
+        note = f"weights were chosen without inputs: the model does not run on {inputs.what}: {error.message}"
+        return replace(plain, notes=(*plain.notes, note))
+    kept = after >= before + MIN_GAIN_DB
+    what = (
+        f"weights and biases were fitted to {inputs.what}, not to data"
+        if kept
+        else f"weights were chosen without inputs: {inputs.what} do not help enough"
+    )
+    note = f"{what} (outputs on inputs of another kind: {before:.1f} dB without, {after:.1f} dB with)"
+    if not kept:
+        return replace(plain, notes=(*plain.notes, note))
+    model.ops, model.subgraphs, model.net = fitted.ops, fitted.subgraphs, fitted.net
+    return replace(report, notes=(*report.notes, note), samples=None)
