@@ -250,7 +250,13 @@ class Stepper:
         session: InferenceSession | None = None
         for sample in samples:
             if session is None:
-                session = InferenceSession(to_bytes(self._exact.model), self._options)
+                # Inputs alone: the whole model would lie in memory twice more.
+                source = self._exact.model
+                inputs = [op for op in source.ops if op.type == "Input"]
+                session = InferenceSession(
+                    to_bytes(replace(source, ops=inputs, outputs=list(source.inputs), tensor_quant={})),
+                    self._options,
+                )
             missing = [name for name in names if name not in sample]
             unknown = [name for name in sample if name not in names]
             if missing or unknown:
