@@ -54,6 +54,9 @@ class _Store:
         self._file: Any = None
 
     def put(self, name: str, sample: int, array: Array) -> None:
+        old = self._arrays.pop((name, sample), None)
+        if old is not None and not isinstance(old, _Spilled):
+            self._held -= old.nbytes
         if self._held + array.nbytes > self._budget:
             if self._file is None:
                 self._file = tempfile.TemporaryFile()  # noqa: SIM115 -- closed by `close`
@@ -273,6 +276,16 @@ class Stepper:
         """Return a tensor of a sample: in the float model, in the quantized model."""
         exact = self._store.get(f"={name}", sample)
         return exact, exact if name in self._shared else self._store.get(f"~{name}", sample)
+
+    def divide(self, name: str, factors: npt.NDArray[np.float64]) -> None:
+        """Divide the channels of a tensor ``[N, C, H, W]`` that is kept of the quantized model.
+
+        What makes it must have been changed alike; in the float model it stays.
+        """
+        by = (1 / factors).astype(np.float32)[:, None, None]
+        for sample in range(self.samples):
+            self._store.put(f"~{name}", sample, self.tensors(name, sample)[1] * by)
+        self._shared.discard(name)
 
     # -- steps
 
