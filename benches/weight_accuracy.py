@@ -4,7 +4,7 @@ Per row a model, bits, and block: the metric of the float model, of MNN's file (
 without data (``--method auto``) and from calibration samples (the same with data), in mnnq's runtime and, with
 ``--real``, in MNN's.
 
-    python -m benches.weight_accuracy --data DIR [--row mobilenetv2:4:32 ...] [--samples 64] [--real] [--json FILE]
+    python -m benches.weight_accuracy --data DIR [--row mobilenetv2:4:32 ...] [--samples 64 [--skip 64]] [--real] [--json FILE]
 """
 
 from __future__ import annotations
@@ -69,7 +69,7 @@ def measure(
         "mnn_hqq": figures(mnn_outputs(peer, task, names)),
     }
     model = mnnq.load(task.model)
-    for name, calib in (("free", None), ("calib", task.calib[: args.samples])):
+    for name, calib in (("free", None), ("calib", task.calib[args.skip : args.skip + args.samples])):
         started = time.perf_counter()
         small = mnnq.quantize_weights(model, bits=bits, block=block or None, method="auto", calib=calib)
         seconds = time.perf_counter() - started
@@ -88,6 +88,7 @@ def main() -> None:
     parser.add_argument("--data", type=Path, required=True, help="folder with models/, images/, text/")
     parser.add_argument("--row", action="append", help="model:bits:block, one row of the table")
     parser.add_argument("--samples", type=int, default=64, help="calibration samples")
+    parser.add_argument("--skip", type=int, default=0, help="samples left out before them")
     parser.add_argument("--real", action="store_true", help="run mnnq's files in MNN's runtime, too")
     parser.add_argument("--json", type=Path, help="write all figures to a file")
     args = parser.parse_args()

@@ -7,14 +7,17 @@ import logging
 from collections.abc import Callable, Iterable, Mapping
 from concurrent.futures import Executor
 from dataclasses import asdict, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 
 from mnnq import _native
 from mnnq.errors import MnnqError
 from mnnq.ir.model import Model, Op
+from mnnq.quantization import input_scaling
 from mnnq.quantization.bias_correction import BiasShift, output_means, shift_bias, sqnr
 from mnnq.quantization.calibrated import (
     CANDIDATES,
@@ -29,7 +32,7 @@ from mnnq.quantization.calibrated import (
 from mnnq.quantization.config import LayerConfig, WeightConfig, WeightMethod
 from mnnq.quantization.layer_state import LayerState
 from mnnq.quantization.stepwise import Step, Stepper
-from mnnq.quantization.stored import describe, float_weights, quant_size
+from mnnq.quantization.stored import Storage, describe, float_weights, quant_size
 from mnnq.quantization.windows import Windows
 from mnnq.report.quantization import LayerReport
 
@@ -73,6 +76,9 @@ class CalibratedRun:
         self._samples, self._executor = samples, executor
         self._free, self._choose, self._tell = free, choose, tell
         self._state = None if state is None else LayerState(state)
+        #: Factors of the inputs of the step's layers, by tensor, and finished layers by operator.
+        self._scalings: dict[str, input_scaling.Scaling] = {}
+        self._finished: dict[int, _Job] = {}
         #: Statistics of the inputs of the step's layers.
         self._shared: dict[tuple[str, Windows, bool], Inputs] = {}
         self.samples: int | None = None
@@ -86,10 +92,13 @@ class CalibratedRun:
         with Stepper(self.reference, self.model, samples, threads=self.config.threads) as stepper:
             for step in stepper:
                 self._shared.clear()
+                self._scale_inputs(stepper, step)
                 jobs = [self._prepare(stepper, step, layer, digest) for layer in step.layers]
                 for job in jobs:
                     self._tell(len(reports), job.op.name)
                     reports[id(job.op)] = self._finish(job, stepper, step)
+                    if job.chosen is not None:
+                        self._finished[id(job.op)] = job
             self.samples = stepper.samples
             self.output_sqnr = sqnr(stepper.outputs())
         return reports
@@ -105,6 +114,10 @@ class CalibratedRun:
             return job
         stored = describe(exact_op)
         weight = np.require(float_weights(exact_op), np.float32, ["C", "A"])
+        scaling = self._scalings.get(op.inputs[0])
+        if scaling is not None:
+            job.scaling = scaling
+            weight = weight * np.repeat(scaling.factors, stored.kernel).astype(np.float32)
         if self._state is not None:
             digest.update(repr((op.name, asdict(config), block, weight.shape)).encode())
             digest.update(weight.data)
@@ -117,6 +130,8 @@ class CalibratedRun:
         candidates = CANDIDATES if config.method is WeightMethod.AUTO else (Compensation(),)
         hold_out = config.method is WeightMethod.AUTO and stepper.samples >= MIN_HOLD_OUT
         inputs = self._inputs(stepper, step, layer, hold_out=hold_out)
+        if scaling is not None:
+            inputs = input_scaling.scaled_inputs(inputs, scaling.factors, stored.kernel)
         arguments = (
             weight, config, None if block is None else block * stored.kernel, inputs, candidates, self.config.threads,
         )  # fmt: skip
@@ -125,6 +140,70 @@ class CalibratedRun:
         else:
             job.work = self._executor.submit(choose, *arguments).result
         return job
+
+    def _scale_inputs(self, stepper: Stepper, step: Step) -> None:
+        """Let ``auto`` choose factors for inputs that are uneven, and divide what makes them."""
+        self._scalings.clear()
+        readers: dict[str, list[str]] = {}
+        for layer in step.layers:
+            readers.setdefault(stepper.layer(layer)[1].inputs[0], []).append(layer)
+        for name, layers in readers.items():
+            scaling = self._scaling(stepper, step, name, layers)
+            if scaling is None:
+                continue
+            done = self._finished.get(id(scaling.writer))
+            input_scaling.divide(
+                scaling.writer, scaling.factors, None if done is None else partial(self._rescale, done)
+            )
+            stepper.divide(name, scaling.factors)
+            self._scalings[name] = scaling
+
+    def _scaling(
+        self, stepper: Stepper, step: Step, name: str, layers: list[str]
+    ) -> input_scaling.Scaling | None:
+        ops = [stepper.layer(layer) for layer in layers]
+        writer = input_scaling.find_writer(self.model.ops, self.model.outputs, name, [op for _, op in ops])
+        if writer is None:
+            return None
+        is_layer = writer.type != "LayerNorm"
+        if is_layer and id(writer) not in self._finished and writer.params.get("quanParameter") is not None:
+            return None
+        options: list[dict[str, Any]] = []
+        weights, seen = [], set()
+        for exact_op, op in ops:
+            stored = describe(exact_op)
+            choice = None if stored.storage is Storage.CODES else self._choose(op)
+            if choice is None or choice[0].method is not WeightMethod.AUTO:
+                return None
+            config, block, _ = choice
+            weight = float_weights(exact_op)
+            if not np.isfinite(weight).all():
+                return None
+            seen.add(Windows.of(op))
+            weights.append(weight)
+            options.append(
+                {
+                    "bits": config.bits,
+                    "symmetric": config.symmetric,
+                    "block": None if block is None else block * stored.kernel,
+                    "fp16_scales": config.fp16_scales,
+                    "threads": self.config.threads,
+                }
+            )
+        if len(seen) != 1:
+            return None
+        inputs = self._inputs(stepper, step, layers[0], hold_out=stepper.samples >= MIN_HOLD_OUT)
+        for how in options:
+            how["damping"] = Compensation().ridge(inputs.fitted)
+        found = input_scaling.choose_factors(inputs, weights, describe(ops[0][0]).kernel, options)
+        return None if found is None else input_scaling.Scaling(writer, *found)
+
+    def _rescale(self, job: _Job, by: npt.NDArray[np.float32]) -> None:
+        """Write the codes of a finished layer again, with its rows multiplied."""
+        assert job.chosen is not None
+        minimum = None if job.chosen.minimum is None else job.chosen.minimum * by
+        job.chosen = replace(job.chosen, scale=job.chosen.scale * by, minimum=minimum)
+        self._store(job, job.chosen)
 
     def _inputs(self, stepper: Stepper, step: Step, layer: str, *, hold_out: bool) -> Inputs:
         """Statistics of a layer's inputs; layers of a step that see the same share them."""
@@ -187,7 +266,9 @@ class CalibratedRun:
             scheme=config.scheme,
             block_asked=config.block,
             block_used=block,
-            method=chosen.method,
+            method=chosen.method
+            if job.scaling is None
+            else f"{chosen.method}, inputs^{job.scaling.exponent:g}",
             bytes_before=stored.size,
             bytes_after=quant_size(quant),
             sqnr_db=chosen.sqnr_db,
@@ -207,6 +288,7 @@ class _Job:
         self.key = ""
         self.chosen: Chosen | None = None
         self.work: Callable[[], Chosen] | None = None
+        self.scaling: input_scaling.Scaling | None = None
 
 
 def _digested(samples: Iterable[Mapping[str, Array]], digest: Any) -> Iterable[Mapping[str, Array]]:

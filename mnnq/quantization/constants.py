@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 
 from mnnq import _native
@@ -9,13 +11,17 @@ from mnnq.errors import MnnqError
 from mnnq.ir.model import Model, Op
 from mnnq.quantization import embedding
 from mnnq.quantization.choices import block_reason, choose_block, without_data
-from mnnq.quantization.config import LayerConfig, WeightConfig
+from mnnq.quantization.config import LayerConfig, WeightConfig, WeightMethod
 from mnnq.quantization.half import fits_half
 from mnnq.report.quantization import LayerReport
 
 #: Float constants below this many elements stay float under `WeightConfig.fp16_constants`: they save nothing,
 #: and epsilons and masks do not survive.
 MIN_HALF_ELEMENTS = 256
+
+#: ``auto`` gives lookup tables at least this many bits unless an override names them: what a lookup loses, no layer
+#: makes up for, and tables cost no time.
+TABLE_BITS = 8
 
 
 class Constants:
@@ -51,8 +57,24 @@ class Constants:
 
     def _code_table(self, table: embedding.Table, config: LayerConfig, before: int) -> LayerReport:
         rows, width = table.shape
+        asked = config.bits
+        named = any(
+            "bits" in o.changes and o.matches(table.subgraph, table.const.name) for o in self.config.overrides
+        )
+        if config.method is WeightMethod.AUTO and not named:
+            config = replace(config, bits=max(asked, TABLE_BITS))
         block = choose_block(config.block, width)
         reason = block_reason(config.block, block, width)
+        if config.bits != asked:
+            reason = "; ".join(
+                filter(
+                    None,
+                    (
+                        f"auto keeps lookup tables at {config.bits} bits, an override gives them {asked}",
+                        reason,
+                    ),
+                )
+            )
         matrix = embedding.float_values(table.const).reshape(rows, width)
         try:
             codes = _native.quantize_codes(

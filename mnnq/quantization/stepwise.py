@@ -54,6 +54,9 @@ class _Store:
         self._file: Any = None
 
     def put(self, name: str, sample: int, array: Array) -> None:
+        old = self._arrays.pop((name, sample), None)
+        if old is not None and not isinstance(old, _Spilled):
+            self._held -= old.nbytes
         if self._held + array.nbytes > self._budget:
             if self._file is None:
                 self._file = tempfile.TemporaryFile()  # noqa: SIM115 -- closed by `close`
@@ -250,7 +253,13 @@ class Stepper:
         session: InferenceSession | None = None
         for sample in samples:
             if session is None:
-                session = InferenceSession(to_bytes(self._exact.model), self._options)
+                # Inputs alone: the whole model would lie in memory twice more.
+                source = self._exact.model
+                inputs = [op for op in source.ops if op.type == "Input"]
+                session = InferenceSession(
+                    to_bytes(replace(source, ops=inputs, outputs=list(source.inputs), tensor_quant={})),
+                    self._options,
+                )
             missing = [name for name in names if name not in sample]
             unknown = [name for name in sample if name not in names]
             if missing or unknown:
@@ -267,6 +276,16 @@ class Stepper:
         """Return a tensor of a sample: in the float model, in the quantized model."""
         exact = self._store.get(f"={name}", sample)
         return exact, exact if name in self._shared else self._store.get(f"~{name}", sample)
+
+    def divide(self, name: str, factors: npt.NDArray[np.float64]) -> None:
+        """Divide the channels of a tensor ``[N, C, H, W]`` that is kept of the quantized model.
+
+        What makes it must have been changed alike; in the float model it stays.
+        """
+        by = (1 / factors).astype(np.float32)[:, None, None]
+        for sample in range(self.samples):
+            self._store.put(f"~{name}", sample, self.tensors(name, sample)[1] * by)
+        self._shared.discard(name)
 
     # -- steps
 

@@ -397,3 +397,12 @@ def test_layers_that_lose_their_weights_are_named() -> None:
     assert "1 layer has weights worse than 10 dB" in notes[0]
     assert op.name in notes[0]
     assert mnnq.quantize_weights(model, bits=8, method="search").report.notes == ()
+
+
+def test_auto_keeps_tables_at_eight_bits_unless_told_otherwise() -> None:
+    model = mnn_models.embedding(normal(100, 64))
+    layer = mnnq.quantize_weights(model, bits=4, method="auto").report.layer("table")
+    assert layer.bits == 8
+    assert "8 bits" in (layer.reason or "")
+    told = mnnq.quantize_weights(model, bits=8, method="auto", overrides={"table": 4})
+    assert told.report.layer("table").bits == 4

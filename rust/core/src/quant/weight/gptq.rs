@@ -11,7 +11,8 @@
 //! not determine near the weights. Per row:
 //!
 //! 1. scales and minima come from the [search](super::search) on the target;
-//! 2. columns are rounded one after the other, the most excited inputs first; what is lost by rounding one is made up for
+//! 2. with several widths of the grids around their middles (clipping), of which each row keeps the best, columns are
+//!    rounded one after the other, the most excited inputs first; what is lost by rounding one is made up for
 //!    by those not rounded yet. With `S + r I = L L^T` and errors `e_i = t_i - w'_i` of the columns done, column `k`
 //!    rounds `t_k + sum_i L_ik e_i / L_kk`: Babai's nearest plane, which is what GPTQ computes from the factor of the
 //!    inverse (Frantar et al. 2022; Chen et al. 2025);
@@ -37,6 +38,9 @@ const STRIP: usize = 8;
 const INDEPENDENT: f32 = 1e-4;
 /// The damping is raised by this factor until the matrix can be factored.
 const MORE_DAMPING: f64 = 10.0;
+/// Widths of the grids that rounding is tried with, relative to the searched ones: the best clipping for the weights need
+/// not be that for the outputs.
+const WIDTHS: [f32; 8] = [1.0, 0.95, 0.9, 0.85, 0.8, 0.7, 1.05, 1.1];
 
 /// How errors are compensated.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -426,10 +430,13 @@ impl<'a> Strip<'a> {
         }
     }
 
-    /// Rounds column after column, each making up for those before.
+    /// Rounds column after column, each making up for those before; returns the errors of the rows.
+    ///
+    /// With the residual `r_k` of column k the error is `sum (L_kk r_k)^2`.
     #[inline(always)]
-    fn nearest_plane(&mut self) {
+    fn nearest_plane(&mut self) -> Vec<f32> {
         let (n, blocks) = (self.n, self.n / self.block);
+        let mut lost = vec![0.0_f32; self.errors.len()];
         self.room.fill(0.0);
         for i in (0..n).rev() {
             let j = self.system.order[i];
@@ -439,10 +446,44 @@ impl<'a> Strip<'a> {
                 let value = self.target[at] + self.room[row * n + i] / line[i];
                 let code = self.code(block, value);
                 self.codes[at] = code;
-                let error = self.target[at] - self.decoded(block, code);
-                add_scaled(&mut self.room[row * n..][..i], error, &line[..i]);
+                let decoded = self.decoded(block, code);
+                let residual = line[i] * (value - decoded);
+                lost[row] += residual * residual;
+                add_scaled(&mut self.room[row * n..][..i], self.target[at] - decoded, &line[..i]);
             }
         }
+        lost
+    }
+
+    /// Rounds with grids of several widths, and keeps for each row the one of the smallest error.
+    #[inline(always)]
+    fn best_nearest_plane(&mut self, widths: &[f32]) {
+        let (n, blocks) = (self.n, self.n / self.block);
+        let grids = (self.scale.to_vec(), self.offset.to_vec());
+        let mut least = vec![f32::INFINITY; self.errors.len()];
+        let mut best = (self.codes.to_vec(), grids.0.clone(), grids.1.clone());
+        for &width in widths {
+            for (at, (scale, offset)) in grids.0.iter().zip(&grids.1).enumerate() {
+                let wide = width * scale;
+                let fits = wide.is_finite() && (width == 1.0 || wide.is_normal());
+                self.scale[at] = if fits { wide } else { *scale };
+                // The middle of the codes stays where it is.
+                let middle = if self.scheme == Scheme::Symmetric { 0.0 } else { 0.5 };
+                self.offset[at] = offset + middle * (self.scale[at] - scale);
+            }
+            let lost = self.nearest_plane();
+            for (row, &lost) in lost.iter().enumerate() {
+                if lost < least[row] {
+                    least[row] = lost;
+                    best.0[row * n..][..n].copy_from_slice(&self.codes[row * n..][..n]);
+                    best.1[row * blocks..][..blocks].copy_from_slice(&self.scale[row * blocks..][..blocks]);
+                    best.2[row * blocks..][..blocks].copy_from_slice(&self.offset[row * blocks..][..blocks]);
+                }
+            }
+        }
+        self.codes.copy_from_slice(&best.0);
+        self.scale.copy_from_slice(&best.1);
+        self.offset.copy_from_slice(&best.2);
     }
 
     /// Moves every code to its best value given the others; returns whether one moved.
@@ -560,7 +601,7 @@ impl Loop for Compensate<'_, '_> {
         let first = (strip.codes.to_vec(), strip.scale.to_vec(), strip.offset.to_vec());
         strip.refresh();
         let before = strip.errors.clone();
-        strip.nearest_plane();
+        strip.best_nearest_plane(&WIDTHS);
         strip.refresh();
         for sweep in 0..self.sweeps {
             let moved = strip.sweep_codes();

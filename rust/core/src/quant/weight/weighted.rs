@@ -12,11 +12,12 @@
 //! until the error falls no more; the best is kept.
 
 use mnnq_format::QuantizedWeights;
+use mnnq_kernels::multiversion::{Level, Loop, dispatch};
 use rayon::prelude::*;
 
 use super::stats::ErrorLanes;
 use super::{QuantizedMatrix, StridedMatrix, WeightError, WeightMethod, nearest_half, recode, round_to_half};
-use crate::quant::affine::{self, Affine};
+use crate::quant::affine::{self, Affine, LANES};
 use crate::quant::error::QuantError;
 use crate::quant::spec::{ScaleStorage, Scheme, WeightQuantSpec};
 
@@ -54,6 +55,7 @@ pub fn quantize_weighted(
     let (mut codes, mut scale, min) = start.weights.into_parts();
     let mut min = min.unwrap_or_else(|| vec![0.0; scale.len()]);
     let mut row_errors = vec![WeightError::default(); rows];
+    let level = Level::best();
     codes
         .par_chunks_mut(columns)
         .zip(scale.par_chunks_mut(blocks))
@@ -63,12 +65,17 @@ pub fn quantize_weighted(
         .enumerate()
         .try_for_each(|(row, ((((codes, scale), min), weights), error))| {
             let mut room = vec![0_i8; block];
-            for i in 0..blocks {
-                let part = i * block..(i + 1) * block;
-                let fit = Fit { spec: &spec, weights: &weights[part.clone()], power: &power[part.clone()] };
-                let found = fit.run(Affine { scale: scale[i], min: min[i] }, &mut codes[part], &mut room);
-                (scale[i], min[i]) = (found.scale, found.min);
-            }
+            let row_fit = FitRow {
+                spec: &spec,
+                block,
+                weights,
+                power: &power,
+                codes: &mut *codes,
+                scale: &mut *scale,
+                min: &mut *min,
+                room: &mut room,
+            };
+            dispatch(level, row_fit);
             if spec.scale_storage == ScaleStorage::F16 {
                 round_to_half(nearest_half, row, scale, min)?;
                 recode(spec.bits, spec.scheme, block, weights, codes, scale, min);
@@ -88,15 +95,53 @@ pub fn quantize_weighted(
     Ok(QuantizedMatrix { weights, rows, row_len: columns, block_len: block, row_errors })
 }
 
+/// One row while its blocks are fitted, compiled for the CPU at hand.
+struct FitRow<'a> {
+    spec: &'a WeightQuantSpec,
+    block: usize,
+    weights: &'a [f32],
+    power: &'a [f64],
+    codes: &'a mut [i8],
+    scale: &'a mut [f32],
+    min: &'a mut [f32],
+    room: &'a mut [i8],
+}
+
+impl Loop for FitRow<'_> {
+    type Output = ();
+
+    #[inline(always)]
+    fn run(self) {
+        for i in 0..self.scale.len() {
+            let part = i * self.block..(i + 1) * self.block;
+            let fit = Fit::new(self.spec, &self.weights[part.clone()], &self.power[part.clone()]);
+            let start = Affine { scale: self.scale[i], min: self.min[i] };
+            let found = fit.run(start, &mut self.codes[part], self.room);
+            (self.scale[i], self.min[i]) = (found.scale, found.min);
+        }
+    }
+}
+
 /// One block while it is fitted.
 struct Fit<'a> {
     spec: &'a WeightQuantSpec,
     weights: &'a [f32],
     power: &'a [f64],
+    /// `sum p`.
+    total: f64,
+    /// `sum p w`.
+    weight: f64,
 }
 
-impl Fit<'_> {
+impl<'a> Fit<'a> {
+    #[inline(always)]
+    fn new(spec: &'a WeightQuantSpec, weights: &'a [f32], power: &'a [f64]) -> Self {
+        let [total, weight] = sums(weights, power, |w, p| [p, p * f64::from(w)]);
+        Self { spec, weights, power, total, weight }
+    }
+
     /// Improves parameters and codes; `room` is as long as `codes`.
+    #[inline(always)]
     fn run(&self, start: Affine, codes: &mut [i8], room: &mut [i8]) -> Affine {
         let mut best = start;
         let mut least = self.error(best, codes);
@@ -116,37 +161,86 @@ impl Fit<'_> {
         best
     }
 
+    #[inline(always)]
     fn error(&self, affine: Affine, codes: &[i8]) -> f64 {
         let offset = affine::offset(self.spec.bits, self.spec.scheme, affine);
-        let errors = self.weights.iter().zip(codes).map(|(w, &c)| w - affine::decode(affine, offset, c));
-        errors.zip(self.power).map(|(e, p)| p * f64::from(e) * f64::from(e)).sum()
+        let [error] = coded_sums(self.weights, codes, self.power, |w, code, p| {
+            let e = f64::from(w - affine::decode(affine, offset, code));
+            [p * e * e]
+        });
+        error
     }
 
     /// Weighted least squares; none where the codes do not determine a grid.
+    #[inline(always)]
     fn refit(&self, codes: &[i8]) -> Option<Affine> {
-        let half = f64::from(self.spec.bits.half());
         let symmetric = self.spec.scheme == Scheme::Symmetric;
-        let (mut p, mut pw, mut pq, mut pqq, mut pqw) = (0.0, 0.0, 0.0, 0.0, 0.0);
-        for ((&w, &code), &power) in self.weights.iter().zip(codes).zip(self.power) {
-            let (w, q) = (f64::from(w), f64::from(code) + if symmetric { 0.0 } else { half });
-            p += power;
-            pw += power * w;
-            pq += power * q;
-            pqq += power * q * q;
-            pqw += power * q * w;
-        }
+        let first = if symmetric { 0.0 } else { f64::from(self.spec.bits.half()) };
+        let [pq, pqq, pqw] = coded_sums(self.weights, codes, self.power, |w, code, p| {
+            let q = f64::from(code) + first;
+            let pq = p * q;
+            [pq, pq * q, pq * f64::from(w)]
+        });
         let fitted = if symmetric {
             Affine { scale: (pqw / pqq) as f32, min: 0.0 }
         } else {
-            let determinant = p * pqq - pq * pq;
-            if determinant <= 1e-9 * p * pqq {
+            let determinant = self.total * pqq - pq * pq;
+            if determinant <= 1e-9 * self.total * pqq {
                 return None;
             }
-            let scale = (p * pqw - pq * pw) / determinant;
-            Affine { scale: scale as f32, min: ((pw - scale * pq) / p) as f32 }
+            let scale = (self.total * pqw - pq * self.weight) / determinant;
+            Affine { scale: scale as f32, min: ((self.weight - scale * pq) / self.total) as f32 }
         };
         (fitted.scale.is_normal() && fitted.min.is_finite()).then_some(fitted)
     }
+}
+
+/// Sums of terms over weights and powers, in the fixed order of [`affine::LANES`].
+#[inline(always)]
+fn sums<const N: usize>(weights: &[f32], power: &[f64], term: impl Fn(f32, f64) -> [f64; N]) -> [f64; N] {
+    let mut lanes = [[0.0_f64; LANES]; N];
+    let (weight_chunks, weight_tail) = weights.as_chunks::<LANES>();
+    let (power_chunks, power_tail) = power.as_chunks::<LANES>();
+    for (w, p) in weight_chunks.iter().zip(power_chunks) {
+        for lane in 0..LANES {
+            let terms = term(w[lane], p[lane]);
+            for (lanes, term) in lanes.iter_mut().zip(terms) {
+                lanes[lane] += term;
+            }
+        }
+    }
+    let mut out = lanes.map(affine::fold_lanes_f64);
+    for (&w, &p) in weight_tail.iter().zip(power_tail) {
+        out.iter_mut().zip(term(w, p)).for_each(|(sum, term)| *sum += term);
+    }
+    out
+}
+
+/// The same, over codes too.
+#[inline(always)]
+fn coded_sums<const N: usize>(
+    weights: &[f32],
+    codes: &[i8],
+    power: &[f64],
+    term: impl Fn(f32, i8, f64) -> [f64; N],
+) -> [f64; N] {
+    let mut lanes = [[0.0_f64; LANES]; N];
+    let (weight_chunks, weight_tail) = weights.as_chunks::<LANES>();
+    let (code_chunks, code_tail) = codes.as_chunks::<LANES>();
+    let (power_chunks, power_tail) = power.as_chunks::<LANES>();
+    for ((w, c), p) in weight_chunks.iter().zip(code_chunks).zip(power_chunks) {
+        for lane in 0..LANES {
+            let terms = term(w[lane], c[lane], p[lane]);
+            for (lanes, term) in lanes.iter_mut().zip(terms) {
+                lanes[lane] += term;
+            }
+        }
+    }
+    let mut out = lanes.map(affine::fold_lanes_f64);
+    for ((&w, &c), &p) in weight_tail.iter().zip(code_tail).zip(power_tail) {
+        out.iter_mut().zip(term(w, c, p)).for_each(|(sum, term)| *sum += term);
+    }
+    out
 }
 
 #[cfg(test)]
