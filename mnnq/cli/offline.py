@@ -263,6 +263,7 @@ def _print_summary(
     click.echo(f"\n{integer} of {len(layers)} layers compute in int8; data: {dataset.description}")
     if report.fixed:
         click.echo(f"left float for accuracy: {', '.join(report.fixed)}")
+    click.echo(f"{100 * report.integer_share:.1f} % of the multiply-adds of layers with weights run in int8")
     for out in report.outputs:
         click.echo(f"output {out.name!r}: cosine {out.cosine:.6f}, SQNR {decibel(out.sqnr_db)} dB")
     before = size(source.stat().st_size)

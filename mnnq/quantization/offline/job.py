@@ -23,6 +23,8 @@ from mnnq.quantization.offline.report import (
 )
 from mnnq.quantization.offline.sensitivity import Trials, candidates, quiet, repair
 from mnnq.quantization.offline.sequential import MIN_SAMPLES, MOST_WORK, fitted, work
+from mnnq.quantization.stepwise import has_weights
+from mnnq.quantization.stored import describe
 from mnnq.report.compare import CompareResult, compare
 
 
@@ -254,6 +256,18 @@ def _added(attempt: _Attempt) -> dict[str, float]:
     return {layer.node: float("inf") if layer.added is None else layer.added for layer in layers}
 
 
+def _integer_share(built: Built, calibration: Calibration) -> float:
+    """Share of the multiply-adds of layers with weights that run on codes."""
+    counted = set(calibration.tensors)
+    total = integer = 0.0
+    for op in built.model.ops:
+        if has_weights(op) and op.outputs[0] in counted:
+            work = describe(op).shape[1] * float(calibration.statistics.summary(op.outputs[0])["count"])
+            total += work
+            integer += work * (id(op) in built.layout.integer)
+    return integer / total if total else 0.0
+
+
 def _report(attempt: _Attempt, calibration: Calibration) -> OfflineReport:
     built, check = attempt.built, attempt.check
     model, layout, codes, errors = built.model, built.layout, built.codes, built.errors
@@ -296,6 +310,7 @@ def _report(attempt: _Attempt, calibration: Calibration) -> OfflineReport:
         check.samples if check is not None else 0,
         sum(error.bytes_before for error in errors.values()),
         sum(error.bytes_after for error in errors.values()),
+        integer_share=_integer_share(attempt.built, calibration),
         notes=calibration.notes,
         seconds=attempt.seconds,
     )

@@ -8,6 +8,7 @@ runtime has an integer form of it. What is said here of MNN's runtime was found 
 * Copies (layout, reshape, permutation, slices, concatenation) and interpolation want one set of codes for all their tensors.
 * A maximum pooling with one set of codes is wrong when codes are negative, an average pooling truncates: pooled tensors get
   codes of their own, which makes the runtime compute them in float, exactly.
+  Where a concatenation joins the pooled tensor with what is pooled, it stays float.
 * A table has no entry for the code -128: tensors that feed one have codes from -127 on.
 * A sum with a fused ReLU cuts at the code 0 instead of the code of 0: the ReLU is dropped where the codes of the result begin
   at zero anyway.
@@ -311,4 +312,20 @@ def plan_layout(model: Model, floats: set[str], skip: set[str], excluded: set[st
     excluded
         Tensors left float.
     """
-    return _Planner(model, floats, skip, excluded).run()
+    while True:
+        layout = _Planner(model, floats, skip, excluded).run()
+        same = _pooled_in_place(model, layout)
+        if not same:
+            return layout
+        # MNN would pool codes, and wrongly: these stay float, and with them what joins them to the rest.
+        excluded = excluded | same
+
+
+def _pooled_in_place(model: Model, layout: Layout) -> set[str]:
+    """Results of pooling that share their codes with what is pooled, as an operator behind joins both."""
+    groups = layout.groups
+    return {
+        op.outputs[0]
+        for op in model.ops
+        if op.type in _POOLS and op.outputs[0] in groups and groups.get(op.inputs[0]) == groups[op.outputs[0]]
+    }

@@ -96,6 +96,8 @@ class OfflineReport:
         Operators left float because they cause most of the noise, or because the check failed before.
     sequential
         Whether weights and biases were chosen layer by layer for the inputs of the int8 model.
+    integer_share
+        Share of the multiply-adds of layers with weights that run on codes, 0 to 1.
     notes
         What else the user should know, one line each.
     seconds
@@ -111,6 +113,7 @@ class OfflineReport:
     bytes_after: int = 0
     fixed: tuple[str, ...] = ()
     sequential: bool = False
+    integer_share: float = 0.0
     notes: tuple[str, ...] = ()
     seconds: dict[str, float] = field(default_factory=dict)
 

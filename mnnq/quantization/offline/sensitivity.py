@@ -111,7 +111,8 @@ def _floats(arrays: Sequence[npt.NDArray[Any]]) -> list[npt.NDArray[np.float64]]
 def candidates(model: Model, integer: Sequence[str], added: Mapping[str, float]) -> list[frozenset[str]]:
     """Sets of layers worth a trial: each layer on codes with those whose results it reads, so that the codes between go.
 
-    Of many, the first layers of the model, where noise passes through everything, and those that add most noise.
+    Of many, the first layers of the model, where noise passes through everything, and those that add most noise. The layers that
+    give the outputs are a set of their own.
 
     Parameters
     ----------
@@ -128,19 +129,29 @@ def candidates(model: Model, integer: Sequence[str], added: Mapping[str, float])
             continue
         before = {source.name for source in _sources(op, producer)} & known
         found.setdefault(frozenset({op.name, *before} if len(before) <= 2 else {op.name}), op.name)
+    tails = {source.name for name in model.outputs for source in _before(name, producer)} & known
     sets = list(found)
-    if len(sets) <= _CANDIDATES:
-        return sets
+    if tails:
+        found.setdefault(frozenset(tails), "")
+    if len(found) <= _CANDIDATES:
+        return list(found)
     first = sets[: _CANDIDATES // 2]
     rest = sorted(sets[len(first) :], key=lambda names: -added.get(found[names], 0.0))
-    return first + rest[: _CANDIDATES - len(first)]
+    return list(
+        dict.fromkeys([*first, *rest[: _CANDIDATES - len(first)], *([frozenset(tails)] if tails else [])])
+    )
 
 
 def _sources(op: Op, producer: Mapping[str, Op]) -> list[Op]:
     """The convolutions next before an operator."""
+    return [source for name in op.inputs for source in _before(name, producer)]
+
+
+def _before(tensor: str, producer: Mapping[str, Op]) -> list[Op]:
+    """The convolutions that a tensor comes from, the next ones."""
     found: dict[int, Op] = {}
     seen: set[str] = set()
-    todo = list(op.inputs)
+    todo = [tensor]
     while todo:
         name = todo.pop()
         source = producer.get(name)
