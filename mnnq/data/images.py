@@ -31,6 +31,9 @@ KINDS = ("JPEG", "PNG", "BMP", "DIB", "WEBP")
 #: Files left out that a message names; the rest are counted.
 _NAMED = 5
 
+#: Bytes of processed images that a folder keeps, the first ones that are asked for: several stages go through the first samples.
+_KEPT_BYTES = 64 << 20
+
 _log = logging.getLogger(__name__)
 
 
@@ -117,6 +120,8 @@ class ImageFolder(Dataset):
         self._size = self._input_size()
         found = _Found.of(self.path)
         names = read_labels(Path(labels)) if labels is not None else None
+        self._kept: dict[int, npt.NDArray[Any]] = {}
+        self._room = _KEPT_BYTES
         self._select(found, samples, seed, names)
 
     # -- what it is
@@ -156,13 +161,24 @@ class ImageFolder(Dataset):
         return ", ".join(self._relative(file) for file in files)
 
     def load(self, index: int) -> Mapping[str, npt.ArrayLike]:
-        """Decode and process the images of the sample."""
+        """Decode and process the images of the sample; some are kept, read-only, so that further passes need not."""
+        if index in self._kept:
+            return {**self._constants, self.input.name: self._kept[index]}
         files = self._files[index * self._batch : (index + 1) * self._batch]
         values = [self._image(file) for file in files]
         if len({value.shape for value in values}) > 1:
             msg = f"{self.label_of(index)}: the images of a batch have different sizes; give a size"
             raise InputError(msg, key=self.input.name)
-        return {**self._constants, self.input.name: np.stack(values)}
+        stacked = np.stack(values)
+        if stacked.nbytes <= self._room:
+            stacked.flags.writeable = False
+            self._kept[index] = stacked
+            self._room -= stacked.nbytes
+        return {**self._constants, self.input.name: stacked}
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Without the images kept: other processes decode their own."""
+        return {**self.__dict__, "_kept": {}, "_room": _KEPT_BYTES}
 
     # -- choosing
 

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import pickle
 from pathlib import Path
 
 import numpy as np
 import pytest
 from PIL import Image
 
-from mnnq.data import PRESETS, ImageFolder, ImageProcess, InputSpec, open_dataset
+from mnnq.data import PRESETS, ImageFolder, ImageProcess, InputSpec, images, open_dataset
 from mnnq.data.preprocess import ColorFormat, Resize, preset
 from mnnq.errors import ConfigError, InputError
 from tests.data.pictures import noise, save, smooth
@@ -223,6 +224,26 @@ def test_a_folder_without_images_is_an_error(tmp_path: Path) -> None:
 def test_a_missing_folder_is_an_error(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError):
         ImageFolder(tmp_path / "nothing", NCHW, "raw")
+
+
+def test_the_first_images_are_decoded_once_within_bounds(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    save(tmp_path, ["0.png", "1.png", "2.png"])
+    monkeypatch.setattr("mnnq.data.images._KEPT_BYTES", 2 * 4 * 3 * 16 * 16)
+    folder = ImageFolder(tmp_path, NCHW, "unit")
+    first = [sample["x"] for sample in folder]
+    decoded: list[Path] = []
+    plain = images._decode
+    monkeypatch.setattr(images, "_decode", lambda file: decoded.append(file) or plain(file))
+    again = [sample["x"] for sample in folder]
+    assert [file.name for file in decoded] == ["2.png"]
+    assert all(np.array_equal(a, b) for a, b in zip(first, again, strict=True))
+    with pytest.raises(ValueError, match="read-only"):
+        again[0][:] = 0
+    copied = pickle.loads(pickle.dumps(folder))
+    assert not copied._kept
+    np.testing.assert_array_equal(copied[0]["x"], first[0])
 
 
 def test_a_file_that_breaks_later_is_named(tmp_path: Path) -> None:

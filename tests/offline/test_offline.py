@@ -462,6 +462,26 @@ def test_the_sequential_stage_takes_noise_away_on_other_samples() -> None:
     assert found[True] > found[False]
 
 
+def test_the_sequential_stage_is_not_tried_where_it_would_take_long(monkeypatch: pytest.MonkeyPatch) -> None:
+    model, data = load(network(*MIDDLES["sum"])), samples(30)
+    assert not mnnq.quantize(model, data).report.notes
+    monkeypatch.setattr("mnnq.quantization.offline.job.MOST_WORK", 1.0)
+    result = mnnq.quantize(model, data)
+    assert not result.report.sequential
+    assert any("sequential=True asks for it" in note for note in result.report.notes)
+    assert "sequential" not in result.report.seconds
+    assert mnnq.quantize(model, data, sequential=True).report.sequential
+
+
+def test_channel_means_come_from_the_first_samples() -> None:
+    model, data = load(network(*MIDDLES["sum"])), samples(40)
+    found = calibrate(model, data)
+    name = next(op.inputs[0] for op in found.model.ops if op.outputs[0] == "p")
+    means = found.statistics.channel_statistics(name)[0]
+    wanted = np.concatenate([sample["x"] for sample in data[:24]]).mean(axis=(0, 2, 3), dtype=np.float64)
+    np.testing.assert_allclose(means, wanted, atol=1e-6)
+
+
 def test_the_sequential_stage_refuses_what_it_cannot_do() -> None:
     for options in ({"weight_clamp": 100}, {"compat": True, "feature_method": "kl"}):
         with pytest.raises(ConfigError, match="sequential"):

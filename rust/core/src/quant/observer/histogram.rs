@@ -3,6 +3,8 @@
 use mnnq_kernels::multiversion::{Level, Loop, dispatch};
 use rayon::prelude::*;
 
+use crate::quant::affine::min_max;
+
 /// Bins on each side of zero.
 pub const HALF: usize = 2048;
 
@@ -17,6 +19,9 @@ const LANES: usize = 4;
 
 /// Fewest values that are worth a second thread.
 const PARALLEL: usize = 1 << 14;
+
+/// Counters of the bins, several each.
+type Lanes = [[u32; 2 * HALF]; LANES];
 
 /// A value that is infinite or not a number.
 #[derive(Debug, Clone, Copy, PartialEq, thiserror::Error)]
@@ -117,7 +122,7 @@ impl Histogram {
     /// # Errors
     /// [`NotFinite`] if a value is infinite or not a number; what came before it may have been counted.
     pub fn add(&mut self, values: &[f32]) -> Result<(), NotFinite> {
-        let mut lanes = vec![0_u32; LANES * 2 * HALF];
+        let mut lanes: Box<Lanes> = Box::new([[0; 2 * HALF]; LANES]);
         // 32-bit counters of one lane cannot overflow below this many values.
         for part in values.chunks(1 << 30) {
             for chunk in part.chunks(CHUNK) {
@@ -177,19 +182,17 @@ impl Histogram {
     }
 
     /// Moves the counts of the lanes into the histogram.
-    fn collect(&mut self, lanes: &mut [u32]) {
+    fn collect(&mut self, lanes: &mut Lanes) {
         if self.counts.is_empty() {
             return;
         }
-        let (first, rest) = lanes.split_at_mut(2 * HALF);
-        let (second, rest) = rest.split_at_mut(2 * HALF);
-        let (third, fourth) = rest.split_at_mut(2 * HALF);
+        let [first, second, third, fourth] = lanes;
         for (index, count) in self.counts.iter_mut().enumerate() {
             // Zeros were counted in the lanes and taken off the first: the sum is right although one lane may have wrapped.
             let pairs = (first[index].wrapping_add(second[index]), third[index].wrapping_add(fourth[index]));
             *count += u64::from(pairs.0.wrapping_add(pairs.1));
         }
-        for lane in [first, second, third, fourth] {
+        for lane in lanes {
             lane.fill(0);
         }
     }
@@ -233,7 +236,7 @@ fn needed(min: f32, max: f32) -> Option<i32> {
     Some((guess..=*EXPONENTS.end()).find(|&exponent| fits(exponent)).unwrap_or(*EXPONENTS.end()))
 }
 
-/// Smallest and largest value; not finite if any is not.
+/// Smallest and largest value; not finite if any is not; zeros for no values.
 struct Extremes<'a>(&'a [f32]);
 
 impl Loop for Extremes<'_> {
@@ -241,29 +244,11 @@ impl Loop for Extremes<'_> {
 
     #[inline(always)]
     fn run(self) -> (f32, f32) {
-        let (mut low, mut high, mut bad) = ([f32::INFINITY; 16], [f32::NEG_INFINITY; 16], [0.0_f32; 16]);
-        let (chunks, tail) = self.0.as_chunks::<16>();
-        let mut last = [0.0; 16];
-        if let Some(&first) = self.0.first() {
-            last = [first; 16];
-        }
-        last[..tail.len()].copy_from_slice(tail);
-        for chunk in chunks.iter().chain([&last]) {
-            for lane in 0..16 {
-                let x = chunk[lane];
-                low[lane] = if x < low[lane] { x } else { low[lane] };
-                high[lane] = if x > high[lane] { x } else { high[lane] };
-                // 0 for finite x, and not a number otherwise.
-                bad[lane] += x * 0.0;
-            }
-        }
         if self.0.is_empty() {
             return (0.0, 0.0);
         }
-        if bad.iter().any(|x| x.is_nan()) {
-            return (f32::NAN, f32::NAN);
-        }
-        (low.into_iter().fold(f32::INFINITY, f32::min), high.into_iter().fold(f32::NEG_INFINITY, f32::max))
+        // As integers: NaN lies beyond the infinities then, and minima can be taken in any order.
+        min_max(self.0)
     }
 }
 
@@ -272,7 +257,7 @@ struct Count<'a> {
     chunk: &'a [f32],
     /// `1 / width`, exact.
     scale: f32,
-    lanes: &'a mut [u32],
+    lanes: &'a mut Lanes,
 }
 
 impl Loop for Count<'_> {
@@ -284,22 +269,28 @@ impl Loop for Count<'_> {
         let bins = &mut bins[..self.chunk.len()];
         let mut zeros = 0_u32;
         for (bin, &x) in bins.iter_mut().zip(self.chunk) {
-            *bin = ((x * self.scale).floor() + HALF as f32) as i32 as u16;
+            // Above 2^23 floats are whole numbers, and the number of the bin is what is in the lowest bits.
+            let place = (x * self.scale).floor() + (HALF as f32 + 8_388_608.0);
+            *bin = place.to_bits() as u16;
             zeros += u32::from(x == 0.0);
         }
+        let [first, second, third, fourth] = self.lanes;
+        let add = |lane: &mut [u32; 2 * HALF], bin: u16| {
+            let count = &mut lane[usize::from(bin) % (2 * HALF)];
+            *count = count.wrapping_add(1);
+        };
         let (quads, tail) = bins.as_chunks::<LANES>();
-        for quad in quads {
-            for (lane, &bin) in quad.iter().enumerate() {
-                let count = &mut self.lanes[lane * 2 * HALF + usize::from(bin) % (2 * HALF)];
-                *count = count.wrapping_add(1);
-            }
+        for &[a, b, c, d] in quads {
+            add(first, a);
+            add(second, b);
+            add(third, c);
+            add(fourth, d);
         }
         for &bin in tail {
-            let count = &mut self.lanes[usize::from(bin) % (2 * HALF)];
-            *count = count.wrapping_add(1);
+            add(first, bin);
         }
         // Zeros lie in the first bin above zero; they are counted apart.
-        self.lanes[HALF] = self.lanes[HALF].wrapping_sub(zeros);
+        first[HALF] = first[HALF].wrapping_sub(zeros);
         u64::from(zeros)
     }
 }
