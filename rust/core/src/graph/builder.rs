@@ -315,6 +315,7 @@ fn graph_input(main: Option<&Table>, name: String, value: ValueId) -> Result<Gra
     let Some(table) = main else {
         return Ok(GraphInput { name, value, dtype: DType::F32, dims: None });
     };
+    expect_kind(table, TableKind::Input)?;
     let wire = table.get(input::DTYPE);
     let dtype = DType::from_wire(wire).ok_or_else(|| OpError::attribute("dtype", wire, "a number type"))?;
     let dims = table
@@ -323,12 +324,20 @@ fn graph_input(main: Option<&Table>, name: String, value: ValueId) -> Result<Gra
     Ok(GraphInput { name, value, dtype, dims: dims.or(Some(Vec::new())) })
 }
 
+fn expect_kind(table: &Table, wanted: TableKind) -> Result<(), OpError> {
+    if table.kind() == wanted {
+        return Ok(());
+    }
+    Err(OpError::Parameter { wanted: wanted.name(), got: table.kind().name().to_owned() })
+}
+
 /// Constants up to this many bytes are copied out of the file.
 const COPIED: usize = 1 << 20;
 
 /// The tensor of a `Const` op: half floats become floats, 64-bit integers 32-bit ones.
 pub(crate) fn constant(main: Option<&Table>) -> Result<Tensor, OpError> {
     let table = main.ok_or(OpError::Parameter { wanted: "Blob", got: "absent".to_owned() })?;
+    expect_kind(table, TableKind::Blob)?;
     let data = blob::tensor_data(table)?;
     let shape = Shape::new(&data.dims)?;
     Ok(match data.data_type {

@@ -11,7 +11,8 @@ use std::sync::Arc;
 
 use mnnq_format::model::Table;
 use mnnq_format::schema::{
-    OpType, PoolType, UnaryOpOperation, convolution2d, op, pool as pool_table, pool3d, relu, unary_op,
+    OpType, PoolType, TableKind, UnaryOpOperation, convolution2d, op, pool as pool_table, pool3d, relu,
+    unary_op,
 };
 
 use super::{Graph, Node, ValueId};
@@ -173,15 +174,22 @@ impl Edges {
     }
 }
 
+/// The parameter table, if it is of this kind.
+fn of_kind(main: Option<&Table>, kind: TableKind) -> Option<&Table> {
+    main.filter(|table| table.kind() == kind)
+}
+
 fn is_global_pool(op_type: OpType, main: Option<&Table>) -> bool {
-    op_type == OpType::Pooling3D && main.is_some_and(|table| table.get(pool3d::IS_GLOBAL))
+    op_type == OpType::Pooling3D && of_kind(main, TableKind::Pool3D).is_some_and(|t| t.get(pool3d::IS_GLOBAL))
 }
 
 fn is_max_pool(op_type: OpType, main: Option<&Table>) -> bool {
-    main.is_some_and(|table| match op_type {
-        OpType::Pooling => table.get(pool_table::TYPE) == PoolType::MAXPOOL,
-        _ => is_global_pool(op_type, main) && table.get(pool3d::TYPE) == PoolType::MAXPOOL,
-    })
+    let plain = |table: &Table| table.get(pool_table::TYPE) == PoolType::MAXPOOL;
+    let volume = |table: &Table| table.get(pool3d::TYPE) == PoolType::MAXPOOL;
+    match op_type {
+        OpType::Pooling => of_kind(main, TableKind::Pool).is_some_and(plain),
+        _ => is_global_pool(op_type, main) && of_kind(main, TableKind::Pool3D).is_some_and(volume),
+    }
 }
 
 /// Forms of the tensors of a graph while it is built.
@@ -250,7 +258,8 @@ impl Placement {
         let alone = outputs.iter().all(|value| !self.read_as_floats.contains(value));
         match op_type {
             OpType::Convolution | OpType::ConvolutionDepthwise => {
-                let integer = main.is_some_and(|t| t.get(convolution2d::QUAN_PARAMETER).is_some());
+                let integer = of_kind(main, TableKind::Convolution2D)
+                    .is_some_and(|table| table.get(convolution2d::QUAN_PARAMETER).is_some());
                 if integer && inputs.len() == 1 { Form::Codes } else { Form::Float }
             }
             OpType::Pooling if same => Form::Codes,
@@ -413,12 +422,14 @@ impl Placement {
 /// Functions that MNN computes on codes: those with a table, three more, and ReLU that keeps the scale.
 fn function_of_codes(op_type: OpType, main: Option<&Table>, same: bool) -> bool {
     match op_type {
-        OpType::UnaryOp => main.is_some_and(|table| {
+        OpType::UnaryOp => of_kind(main, TableKind::UnaryOp).is_some_and(|table| {
             use UnaryOpOperation as Code;
             let code = table.get(unary_op::OP_TYPE);
             table.has(unary_op::TABLE_INT8) || matches!(code, Code::NEG | Code::ABS | Code::SIGN)
         }),
-        OpType::ReLU => same && main.is_none_or(|table| table.get(relu::SLOPE) == 0.0),
+        OpType::ReLU => {
+            same && of_kind(main, TableKind::Relu).is_none_or(|table| table.get(relu::SLOPE) == 0.0)
+        }
         _ => false,
     }
 }

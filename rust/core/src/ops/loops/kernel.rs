@@ -16,7 +16,7 @@ use crate::tensor::{DType, TensorView, TensorViewMut};
 /// A step before the first iteration.
 enum Initial {
     Zero { output: usize },
-    Run(Prepared),
+    Run(Box<Prepared>),
 }
 
 /// A loop for tensors of known shapes.
@@ -50,7 +50,7 @@ impl LoopKernel {
         for command in &all.initial {
             match (&command.action, command.target.buffer) {
                 (Action::Zero, Buffer::Output(output)) => initial.push(Initial::Zero { output }),
-                _ => initial.extend(once.prepare(command)?.map(Initial::Run)),
+                _ => initial.extend(once.prepare(command)?.map(|command| Initial::Run(Box::new(command)))),
             }
         }
         let every = Preparation { context, iterations: all.iterations };
@@ -80,7 +80,7 @@ impl LoopKernel {
 
     fn all(&self) -> impl Iterator<Item = &Prepared> {
         let initial = self.initial.iter().filter_map(|initial| match initial {
-            Initial::Run(command) => Some(command),
+            Initial::Run(command) => Some(command.as_ref()),
             Initial::Zero { .. } => None,
         });
         initial.chain(&self.commands)

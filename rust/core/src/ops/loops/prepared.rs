@@ -139,7 +139,7 @@ pub(super) enum Store {
     /// The kernel writes there.
     Direct,
     /// They are copied, or combined with what is there.
-    Scattered { nest: Nest<2>, fuse: Option<Fuse> },
+    Scattered { nest: Box<Nest<2>>, fuse: Option<Fuse> },
 }
 
 /// A command ready to run.
@@ -354,7 +354,8 @@ impl Preparation<'_> {
             };
             let [to, from] = [strides, from].map(|strides| strides.map(|stride| stride as isize));
             let staged = if kernel.is_some() { result.byte_len().next_multiple_of(ALIGN) } else { 0 };
-            (Store::Scattered { nest: Nest::new(&size, [&to, &from]), fuse: command.fuse }, staged)
+            let nest = Box::new(Nest::new(&size, [&to, &from]));
+            (Store::Scattered { nest, fuse: command.fuse }, staged)
         };
         Ok(Prepared { target, result, sources, kernel, store, gathered, staged })
     }
