@@ -198,6 +198,57 @@ fn graphs_that_are_none_are_errors() {
     assert!(error.to_string().contains("produced twice"), "{error}");
 }
 
+/// `total = |x|`, then a loop of one command that adds x to it in place, then `y = -total`.
+fn in_place(fixed: bool) -> Result<Session, RuntimeError> {
+    let list = |numbers: &[i32]| numbers.to_vec();
+    let mut view = Table::new(TableKind::View);
+    view.set(view::STRIDE, list(&[4, 4, 1]));
+    let mut add = Table::new(TableKind::BinaryOp);
+    add.set(binary_op::OP_TYPE, BinaryOpOperation::ADD);
+    let mut inner = Table::new(TableKind::Op);
+    inner.set(op::TYPE, OpType::BinaryOp).set(op::MAIN, add);
+    let mut command = Table::new(TableKind::RegionCommand);
+    command.set(region_command::OP, inner).set(region_command::INDEXES, list(&[1, 1, 0]));
+    command.set(region_command::STEPS, list(&[0; 3])).set(region_command::ITER_INDEXES, list(&[-1; 3]));
+    command.set(region_command::SIZE, list(&[1, 1, 4])).set(region_command::VIEW, vec![view; 3]);
+    let mut blob = Table::new(TableKind::Blob);
+    blob.set(blob::DIMS, list(&[4]));
+    let mut described = Table::new(TableKind::TensorDescribe);
+    described.set(tensor_describe::BLOB, blob);
+    let mut all = Table::new(TableKind::LoopParam);
+    all.set(loop_param::TENSOR_NUMBER, 2).set(loop_param::LOOP_NUMBER, 3);
+    all.set(loop_param::INPUT_INDEXES, list(&[0])).set(loop_param::OUTPUT_INDEXES, list(&[1]));
+    all.set(loop_param::COMMANDS, vec![command]).set(loop_param::EXTRA_TENSOR_INFOS, vec![described]);
+    let mut b = Builder { fixed, ..Builder::default() };
+    b.input("x", DataType::DT_FLOAT, &[4]);
+    b.unary(UnaryOpOperation::ABS, "x", "total");
+    b.op(OpType::While, &["x"], &["total"], Some(all));
+    b.unary(UnaryOpOperation::NEG, "total", "y");
+    b.session(&["y", "total"], SessionOptions::default())
+}
+
+#[test]
+fn loops_change_tensors_in_place_in_files_with_fixed_shapes() {
+    let x = floats(&[4], &[1.0, -2.0, 0.5, -4.0]);
+    let outputs = run(&in_place(true).unwrap(), &[("x", &x)]);
+    assert_eq!(outputs[1].data::<f32>(), [4.0, -4.0, 2.0, -8.0]);
+    assert_eq!(outputs[0].data::<f32>(), [-4.0, 4.0, -2.0, 8.0]);
+    let error = in_place(false).err().unwrap().to_string();
+    assert!(error.contains("produced twice"), "{error}");
+}
+
+#[test]
+fn parameter_tables_of_another_kind_are_errors() {
+    let other = || Some(Table::new(TableKind::Relu));
+    for kind in [OpType::Input, OpType::Const] {
+        let mut b = Builder::default();
+        b.op(kind, &[], &["x"], other());
+        b.unary(UnaryOpOperation::ABS, "x", "y");
+        let error = b.session(&["y"], SessionOptions::default()).err().unwrap().to_string();
+        assert!(error.contains("parameter table is Relu"), "{error}");
+    }
+}
+
 #[test]
 fn wrong_feeds_are_named() {
     let session = shape_chain(SessionOptions::default());

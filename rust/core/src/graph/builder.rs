@@ -127,7 +127,7 @@ impl BuildContext<'_> {
         let floats = source.described.iter().filter_map(|table| describe(&mut graph, table)).collect();
         int8::propagate(&mut graph.quant, &floats, source.ops, source.names.len());
         let mut placement = Placement::new(&graph, source.ops, source.outputs.as_deref());
-        let mut versions = Versions::default();
+        let mut versions = Versions { again: source.static_shapes, ..Versions::default() };
         for table in source.ops {
             self.add_op(&mut graph, (&mut placement, &mut versions), table, source)?;
         }
@@ -231,6 +231,8 @@ impl BuildContext<'_> {
 /// what comes later is another tensor. The last one keeps the name.
 #[derive(Default)]
 struct Versions {
+    /// Whether the file may do so.
+    again: bool,
     /// Tensors of the file that operators have produced.
     made: HashSet<ValueId>,
     /// What those that were produced again stand for now.
@@ -251,7 +253,7 @@ impl Versions {
     ) -> (Vec<Option<ValueId>>, Vec<ValueId>) {
         let inputs = inputs.iter().map(|input| input.map(|tensor| self.current(tensor))).collect();
         let outputs = outputs.iter().map(|&tensor| {
-            if self.made.insert(tensor) {
+            if self.made.insert(tensor) || !self.again {
                 return tensor;
             }
             let (old, new) = (self.current(tensor), graph.names.len());

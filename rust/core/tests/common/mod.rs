@@ -12,6 +12,8 @@ pub(crate) struct Builder {
     pub(crate) names: Vec<String>,
     pub(crate) ops: Vec<Table>,
     pub(crate) subgraphs: Vec<Table>,
+    /// The file has fixed shapes.
+    pub(crate) fixed: bool,
 }
 
 impl Builder {
@@ -96,6 +98,9 @@ impl Builder {
         let mut net = Table::new(TableKind::Net);
         net.set(net::OPLISTS, self.ops).set(net::TENSOR_NAME, self.names);
         net.set(net::OUTPUT_NAME, outputs.iter().map(|name| (*name).to_owned()).collect::<Vec<_>>());
+        if self.fixed {
+            net.set(net::USAGE, Usage::INFERENCE_STATIC);
+        }
         if !self.subgraphs.is_empty() {
             net.set(net::SUBGRAPHS, self.subgraphs);
         }
