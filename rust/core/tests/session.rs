@@ -155,7 +155,7 @@ fn memory_is_not_reused_too_early() {
     }
     for fuse in [false, true] {
         let options = SessionOptions { fuse, ..SessionOptions::default() };
-        let builder = Builder { names: b.names.clone(), ops: b.ops.clone(), subgraphs: Vec::new() };
+        let builder = Builder { names: b.names.clone(), ops: b.ops.clone(), ..Builder::default() };
         let session = builder.session(&["s0"], options).unwrap();
         let x = 0.7_f32;
         let y = run(&session, &[("t0", &floats(&[1], &[x]))]);
