@@ -15,11 +15,11 @@ use mnnq_kernels::depthwise_i8::{DepthwiseI8, PackedDepthwiseI8, depthwise_i8};
 use mnnq_kernels::gemm_i8::{Dequantize, GemmI8, Output, PackedI8, Requantize, gemm_i8, scratch_len};
 use mnnq_kernels::gemm_w4::{BlockRows, BlockWeights, GemmW4, PackedBlocks, gemm_w4};
 use mnnq_kernels::geometry::{Sliding, Window};
-use mnnq_kernels::multiversion::{Level, Loop, dispatch};
 use mnnq_kernels::parallel::Serial;
+use mnnq_kernels::simd::{Simd, SimdOp, VectorIsa};
 use mnnq_kernels::testing::Rng;
 use mnnq_kernels::winograd_i8::{PackedWinogradI8, WinogradI8, winograd_i8};
-use mnnq_kernels::{AlignedBytes, Epilogue};
+use mnnq_kernels::{AlignedBytes, AlignedVec, Epilogue};
 
 /// `(m, n, k, where it occurs)`.
 const GEMM_SHAPES: &[(usize, usize, usize, &str)] = &[
@@ -402,33 +402,33 @@ fn peak_vnni(_proof: mnnq_kernels::cpu::Avx512Vnni) -> f64 {
 
 /// Bytes per second of sums over pieces of a memory that no cache holds, on huge pages where the system has them.
 fn bandwidth() -> f64 {
-    const PIECE: usize = 4 << 20;
-    let mut memory = AlignedBytes::zeros(MEMORY);
-    memory.fill(1);
+    const PIECE: usize = 1 << 20;
+    let isa = VectorIsa::all_available().pop().unwrap();
+    let memory = AlignedVec::zeros(MEMORY / 4);
     let mut next = 0;
     let mut call = || {
         let piece = &memory[next..next + PIECE];
         next = (next + PIECE) % memory.len();
-        black_box(dispatch(Level::best(), Sum(piece)));
+        black_box(isa.run(Sum(piece)));
     };
-    PIECE as f64 / best_time(Duration::from_millis(600), &mut call)
+    (4 * PIECE) as f64 / best_time(Duration::from_millis(600), &mut call)
 }
 
-/// The sum of bytes taken eight at a time.
-struct Sum<'a>(&'a [u8]);
+/// The sum of a slice whose length is a multiple of 128.
+struct Sum<'a>(&'a [f32]);
 
-impl Loop for Sum<'_> {
-    type Output = u64;
+impl SimdOp for Sum<'_> {
+    type Output = f32;
 
     #[inline(always)]
-    fn run(self) -> u64 {
-        let mut sums = [0_u64; 32];
-        for chunk in self.0.as_chunks::<256>().0 {
-            for (sum, x) in sums.iter_mut().zip(chunk.as_chunks::<8>().0) {
-                *sum = sum.wrapping_add(u64::from_ne_bytes(*x));
+    fn run<S: Simd>(self, s: S) -> f32 {
+        let mut sums = [s.splat(0.0); 8];
+        for chunk in self.0.chunks_exact(8 * S::LANES) {
+            for (v, sum) in sums.iter_mut().enumerate() {
+                *sum = s.add(*sum, s.load_slice(&chunk[v * S::LANES..(v + 1) * S::LANES]));
             }
         }
-        sums.iter().fold(0, |sum, &x| sum.wrapping_add(x))
+        sums.iter().map(|&sum| s.sum_lanes(sum)).sum()
     }
 }
 
