@@ -104,7 +104,7 @@ def quantize_weights(
     state: str | Path | None = None,
     executor: Executor | None = None,
     generated_range: tuple[float, float] | None = None,
-    generated_tokens: bool = True,
+    generated_inputs: bool = True,
     **options: Unpack[WeightOptions],
 ) -> QuantizedModel:
     """Quantize the weights of a model and return the result; the model given is not changed.
@@ -130,9 +130,9 @@ def quantize_weights(
     generated_range
         Without data: smallest and largest value of the model's input image. Biases are corrected on made-up images of
         that range, with ``method="auto"`` weights are fitted to them, if it helps; the report says so.
-    generated_tokens
-        Without data, ``method="auto"``: fit the weights of a language model to random tokens, if it helps; the report
-        says so.
+    generated_inputs
+        Without data, ``method="auto"``: fit weights to inputs that are made up, random tokens for language models and
+        noise for image models, where it can be told what they are like and it helps; the report says so.
     options
         Fields of `WeightConfig`, in place of those of `config`: ``bits=4``, ``block=64``, ``method="hqq"``,
         ``symmetric=True``, ``overrides={"head/*": {"bits": 8}}`` ...
@@ -170,7 +170,7 @@ def quantize_weights(
         state=None if state is None else Path(state),
         executor=executor,
         generated_range=generated_range,
-        generated_tokens=generated_tokens,
+        generated_inputs=generated_inputs,
     )
     return result
 

@@ -23,7 +23,7 @@ _WEIGHT_OPTIONS = {
     "bias_correction": "--bias-correction",
     "state": "--state",
     "generated_range": "--generated-range",
-    "no_generated_tokens": "--no-generated-tokens",
+    "no_generated_inputs": "--no-generated-inputs",
     "fp16": "--fp16",
     "fp16_scales": "--fp16-scales",
     "sparse": "--sparse",
@@ -105,8 +105,8 @@ class LayerOption(common.ParamBase):
     "them, if that helps.",
 )  # fmt: skip
 @click.option(
-    "--no-generated-tokens", is_flag=True,
-    help="Without data: --method auto does not fit weights of language models to random tokens.",
+    "--no-generated-inputs", is_flag=True,
+    help="Without data: --method auto does not fit weights to made-up inputs (random tokens, noise).",
 )  # fmt: skip
 @click.option(
     "--state", type=click.Path(path_type=Path, file_okay=False), metavar="DIR",
@@ -265,7 +265,7 @@ def _run(
     save_params: Path | None,
     state: Path | None,
     generated_range: tuple[float, float] | None,
-    no_generated_tokens: bool,
+    no_generated_inputs: bool,
     external_weights: bool,
     qdq: str,
     as_json: bool,
@@ -304,7 +304,7 @@ def _run(
         calib=samples,
         state=state,
         generated_range=generated_range,
-        generated_tokens=not no_generated_tokens,
+        generated_inputs=not no_generated_inputs,
     )
     written = network.save(output, external_weights=external_weights)
     if save_params is not None:

@@ -24,7 +24,7 @@ from mnnq.quantization.choices import (
 )
 from mnnq.quantization.config import CODE_FIELDS, LayerConfig, WeightConfig, WeightMethod
 from mnnq.quantization.constants import Constants
-from mnnq.quantization.generated_run import made_up_images, made_up_tokens, quantize_on
+from mnnq.quantization.generated_run import made_up_images, made_up_inputs, quantize_on
 from mnnq.quantization.half import MAX_HALF, fits_half, half_error
 from mnnq.quantization.input_power import input_powers
 from mnnq.quantization.int8 import Int8Layer, apply_int8
@@ -67,7 +67,7 @@ def quantize_model(
     state: Path | None = None,
     executor: Executor | None = None,
     generated_range: tuple[float, float] | None = None,
-    generated_tokens: bool = True,
+    generated_inputs: bool = True,
 ) -> QuantizationReport:
     """Quantize the weights of `model` in place, layer by layer; float weights are dropped as they are replaced.
 
@@ -86,9 +86,10 @@ def quantize_model(
     generated_range
         Without data: correct biases on made-up images of this range, with method ``auto`` fit weights to them, if that
         helps (`mnnq.quantization.generated`, `mnnq.quantization.generated_run`).
-    generated_tokens
-        Without data, method ``auto``: fit the weights of a language model to random tokens, if that helps
-        (`mnnq.quantization.tokens`).
+    generated_inputs
+        Without data, method ``auto``: fit weights to inputs that are made up, if that helps: random tokens of language
+        models (`mnnq.quantization.tokens`), noise for image models whose inputs seem to be of the order of 1
+        (`mnnq.quantization.image_guess`).
 
     Raises
     ------
@@ -101,8 +102,8 @@ def quantize_model(
     if calib is None and config.method is WeightMethod.AUTO and config.coded:
         if generated_range is not None:
             made = made_up_images(model, *generated_range)
-        elif generated_tokens:
-            made = made_up_tokens(model)
+        elif generated_inputs:
+            made = made_up_inputs(model)
     if made is None:
         return _Run(model, config, params, progress, calib, state, executor, generated_range).run()
     if state is not None:

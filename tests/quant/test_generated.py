@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -15,6 +16,9 @@ from mnnq.errors import ConfigError
 from mnnq.ir.model import Model
 from mnnq.quantization.bias_correction import output_sqnr
 from mnnq.quantization.generated import images, rectangles
+from mnnq.quantization.generated_run import made_up_inputs, quantize_on
+from mnnq.quantization.image_guess import guess_images
+from mnnq.report.quantization import QuantizationReport
 from mnnq.writer.to_mnn import to_bytes
 
 
@@ -68,12 +72,55 @@ def test_a_model_whose_means_hardly_moved_stays_as_it_is(net: Model) -> None:
 
 
 def test_auto_fits_weights_to_made_up_images(net: Model) -> None:
-    plain = mnnq.quantize_weights(net, bits=2, method="auto")
+    plain = mnnq.quantize_weights(net, bits=2, method="auto", generated_inputs=False)
     small = mnnq.quantize_weights(net, bits=2, method="auto", generated_range=(0, 1))
     (note,) = [note for note in small.report.notes if "generated images" in note]
     assert note.startswith("weights and biases were fitted")
     others = [{"x": x} for x in rectangles((1, 3, 16, 16), 8, 0, 1, seed=99)]
     assert output_sqnr(small, net, others) > output_sqnr(plain, net, others) + 1
+
+
+def test_a_range_is_guessed_where_the_first_biases_allow_it(tmp_path: Path) -> None:
+    paths = {
+        bias: _net(tmp_path, bias, [1, 3, 16, 16]) and mnnq.load(tmp_path / "net.onnx")
+        for bias in (2.0, 0.0, 300.0)
+    }
+    found = {bias: guess_images(model) for bias, model in paths.items()}
+    assert found == {2.0: ("x", (1, 3, 16, 16)), 0.0: None, 300.0: None}
+    open_size = mnnq.load(_net(tmp_path, 2.0, ["n", 3, "h", "w"]))
+    assert guess_images(open_size) == ("x", (1, 3, 224, 224))
+    small = mnnq.quantize_weights(paths[2.0], bits=2, method="auto")
+    (note,) = [note for note in small.report.notes if "generated images" in note]
+    assert "the range being a guess" in note
+    untouched = mnnq.quantize_weights(paths[0.0], bits=2, method="auto")
+    assert not any("generated" in note for note in untouched.report.notes)
+
+
+def test_a_fit_must_help_on_every_kind_of_judge(net: Model) -> None:
+    plain = mnnq.quantize_weights(net, bits=2, method="auto", generated_inputs=False)
+    made = made_up_inputs(net)
+    assert made is not None
+    zeros = [{"x": np.zeros((1, 3, 16, 16), np.float32)}]
+    mixed = replace(made, judges=[*made.judges, zeros])
+    model = net.copy()
+
+    def quantize(one: Model, samples: object) -> QuantizationReport:
+        found = plain if samples is None else mnnq.quantize_weights(one, bits=8)
+        one.ops = found.copy().ops
+        return found.report
+
+    report = quantize_on(model, mixed, quantize, threads=1)
+    assert "were fitted" in report.notes[-1]
+    worse = net.copy()
+
+    def backwards(one: Model, samples: object) -> QuantizationReport:
+        found = plain if samples is not None else mnnq.quantize_weights(one, bits=8)
+        one.ops = found.copy().ops
+        return found.report
+
+    report = quantize_on(worse, mixed, backwards, threads=1)
+    assert "do not help" in report.notes[-1]
+    assert to_bytes(worse) == to_bytes(mnnq.quantize_weights(net, bits=8))
 
 
 def test_images_have_the_range_and_falling_spectra() -> None:

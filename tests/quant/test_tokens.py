@@ -78,7 +78,7 @@ def test_the_input_is_found(encoder: Model, tmp_path: Path) -> None:
 
 def test_weights_are_fitted_to_random_tokens(encoder: Model) -> None:
     fitted = mnnq.quantize_weights(encoder, bits=3, method="auto")
-    plain = mnnq.quantize_weights(encoder, bits=3, method="auto", generated_tokens=False)
+    plain = mnnq.quantize_weights(encoder, bits=3, method="auto", generated_inputs=False)
     found = token_input(encoder)
     assert found is not None
     other = found.sequences(16, 99)
@@ -94,7 +94,7 @@ def test_weights_are_fitted_to_random_tokens(encoder: Model) -> None:
 def test_what_does_not_help_is_not_kept(encoder: Model, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(generated_run, "MIN_GAIN_DB", 100.0)
     kept = mnnq.quantize_weights(encoder, bits=4, method="auto")
-    plain = mnnq.quantize_weights(encoder, bits=4, method="auto", generated_tokens=False)
+    plain = mnnq.quantize_weights(encoder, bits=4, method="auto", generated_inputs=False)
     assert to_bytes(kept) == to_bytes(plain)
     (note,) = [note for note in kept.report.notes if "random token" in note]
     assert "do not help" in note
@@ -109,7 +109,7 @@ def test_the_command_line_turns_it_off(encoder: Model, tmp_path: Path) -> None:
     source = _encoder(tmp_path / "net.onnx")
     target = tmp_path / "net.mnn"
     command = ["quant", str(source), "-o", str(target), "--bits", "4", "--method", "auto"]
-    assert run([*command, "--no-generated-tokens"]) == 0
+    assert run([*command, "--no-generated-inputs"]) == 0
     plain = target.read_bytes()
     assert run(command) == 0
     assert target.read_bytes() != plain
