@@ -33,6 +33,7 @@ from mnnq.quantization.config import LayerConfig, WeightConfig, WeightMethod
 from mnnq.quantization.layer_state import LayerState
 from mnnq.quantization.stepwise import Step, Stepper
 from mnnq.quantization.stored import Storage, describe, float_weights, quant_size
+from mnnq.quantization.weight import without_dead_rows
 from mnnq.quantization.windows import Windows
 from mnnq.report.quantization import LayerReport
 
@@ -114,6 +115,8 @@ class CalibratedRun:
             return job
         stored = describe(exact_op)
         weight = np.require(float_weights(exact_op), np.float32, ["C", "A"])
+        if config.method is WeightMethod.AUTO:
+            weight = without_dead_rows(weight)
         scaling = self._scalings.get(op.inputs[0])
         if scaling is not None:
             job.scaling = scaling

@@ -151,12 +151,13 @@ class QuantizationReport:
         layers = []
         for layer in self.layers:
             entry = asdict(layer)
-            if layer.sqnr_db is not None and not math.isfinite(layer.sqnr_db):
-                entry["sqnr_db"] = None
+            entry["sqnr_db"] = _finite(layer.sqnr_db)
             layers.append({**entry, "shape": list(layer.shape)})
         return {
             "layers": layers,
             "notes": list(self.notes),
+            "samples": self.samples,
+            "output_sqnr_db": _finite(self.output_sqnr_db),
             "totals": {
                 "layers": len(self.layers),
                 "quantized": len(self.quantized),
@@ -164,3 +165,8 @@ class QuantizationReport:
                 "bytes_after": self.bytes_after,
             },
         }
+
+
+def _finite(value: float | None) -> float | None:
+    """`value`, or None where it is not finite."""
+    return value if value is not None and math.isfinite(value) else None

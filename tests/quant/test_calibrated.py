@@ -26,6 +26,8 @@ from mnnq.writer.to_mnn import to_bytes
 
 Samples = list[dict[str, np.ndarray]]
 
+VWW = Path(__file__).parents[3] / "shared" / "data" / "models" / "vww_mobilenetv1_0.25_96.onnx"
+
 
 def _net(seed: int = 3) -> onnx.ModelProto:
     """A small network with correlated inputs: convolutions, depthwise, a residual, a matrix product."""
@@ -104,7 +106,10 @@ def test_compensation_beats_the_search_on_other_data(
         assert layer.bias_error_after < 1e-5
 
 
-def test_the_report_holds_what_the_file_decodes_to(net: Model, samples: Samples) -> None:
+def test_the_report_holds_what_the_file_decodes_to(
+    net: Model, samples: Samples, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("mnnq.quantization.input_scaling.UNEVEN", np.inf)  # weights keep their units
     fitted = mnnq.quantize_weights(net, bits=4, block=16, method="auto", calib=samples)
     for layer in fitted.report.layers:
         op = next(op for op in fitted.ops if op.name == layer.name)
@@ -213,10 +218,13 @@ def test_auto_without_data_is_the_search_with_gain_correction(net: Model) -> Non
             assert same == (layer.method == "search") == (layer.kernel == (1, 1))
 
 
-def test_auto_leaves_dead_channels_out_of_the_file() -> None:
+@pytest.mark.parametrize("with_data", [False, True], ids=["free", "data"])
+def test_auto_leaves_dead_channels_out_of_the_file(with_data: bool) -> None:
     net = mnnq.load(_saved_dead())
+    rng = np.random.default_rng(2)
+    calib = [{"x": rng.random((1, 256)).astype(np.float32)} for _ in range(16)] if with_data else None
     dense = mnnq.quantize_weights(net, bits=8, method="search")
-    auto = mnnq.quantize_weights(net, bits=8, method="auto")
+    auto = mnnq.quantize_weights(net, bits=8, method="auto", calib=calib)
     (layer,) = [layer for layer in auto.report.layers if layer.shape == (256, 256)]
     assert layer.bytes_after < 0.4 * dense.report.layer(layer.name).bytes_after
     op = next(op for op in auto.ops if op.name == layer.name)
@@ -225,6 +233,16 @@ def test_auto_leaves_dead_channels_out_of_the_file() -> None:
     x = {"x": np.random.default_rng(1).random((1, 256)).astype(np.float32)}
     outputs = [mnnq.InferenceSession(to_bytes(model)).run(None, x)[0] for model in (net, auto)]
     np.testing.assert_allclose(outputs[1], outputs[0], atol=0.02 * np.abs(outputs[0]).max())
+
+
+@pytest.mark.skipif(not VWW.exists(), reason="the trained model is not there")
+def test_a_trained_model_with_dead_channels_shrinks() -> None:
+    net = mnnq.load(VWW)
+    rng = np.random.default_rng(0)
+    calib = [{"input": rng.random((1, 3, 96, 96)).astype(np.float32)} for _ in range(4)]
+    dense = len(to_bytes(mnnq.quantize_weights(net, bits=8, method="search")))
+    for data in (None, calib):
+        assert len(to_bytes(mnnq.quantize_weights(net, bits=8, method="auto", calib=data))) < 0.4 * dense
 
 
 def _saved_dead() -> Path:

@@ -441,14 +441,14 @@ impl<'a> Strip<'a> {
         for i in (0..n).rev() {
             let j = self.system.order[i];
             let line = &self.system.factor[i * n..][..=i];
-            for row in 0..self.errors.len() {
+            for (row, lost) in lost.iter_mut().enumerate() {
                 let (at, block) = (row * n + j, row * blocks + j / self.block);
                 let value = self.target[at] + self.room[row * n + i] / line[i];
                 let code = self.code(block, value);
                 self.codes[at] = code;
                 let decoded = self.decoded(block, code);
                 let residual = line[i] * (value - decoded);
-                lost[row] += residual * residual;
+                *lost += residual * residual;
                 add_scaled(&mut self.room[row * n..][..i], self.target[at] - decoded, &line[..i]);
             }
         }
