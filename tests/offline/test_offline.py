@@ -53,6 +53,12 @@ def node(op_type: str, inputs: list[str], output: str = "q", **attrs: Any) -> on
     return helper.make_node(op_type, inputs, [output], **attrs)
 
 
+def uneven(rows: int, columns: int) -> np.ndarray:
+    """Weights ``[rows, columns, 1, 1]`` whose rows have ranges from 1/5 to 5."""
+    weight = np.random.default_rng(6).normal(size=(rows, columns, 1, 1)) / np.sqrt(columns)
+    return (weight * np.geomspace(0.2, 5, rows)[:, None, None, None]).astype(np.float32)
+
+
 SIZES = {"s": np.array([1, 1, 2, 2], np.float32)}
 
 #: What stands between the convolutions, constants it needs, whether it computes on codes.
@@ -94,6 +100,24 @@ MIDDLES: dict[str, tuple[list[onnx.NodeProto], dict[str, np.ndarray]]] = {
             helper.make_node("Split", ["c4"], ["q", "rest"], axis=1),
         ],
         {"to5": np.array([1, 2, 16, 16, 16]), "to4": np.array([1, 32, 16, 16])},
+    ),
+    "pooling joined with its input": (
+        [
+            node("HardSwish", ["p"], "h"),
+            node("MaxPool", ["h"], "m", kernel_shape=[3, 3], pads=[1, 1, 1, 1]),
+            node("Concat", ["h", "m"], "c", axis=1),
+            conv("c", "q", "w4"),
+        ],
+        {"w4": uneven(16, 32)},
+    ),
+    "numbers behind a function": (
+        [
+            conv("p", "u", "w4"),
+            node("HardSwish", ["u"], "h"),
+            node("Mul", ["h", "by"], "m"),
+            node("Add", ["m", "more"]),
+        ],
+        {"w4": uneven(16, 16), "by": np.float32([0.05]), "more": np.float32([-0.01])},
     ),
     "gate": (
         [
@@ -385,6 +409,78 @@ def test_uneven_channels_are_evened_out() -> None:
     assert noise[0] is not None
     assert noise[1] is not None
     assert noise[1] > noise[0] + 6
+
+
+def test_channels_beside_a_float_function_get_all_codes() -> None:
+    model = load(network(*MIDDLES["numbers behind a function"]))
+    found = calibrate(model, samples())
+    assert [op.type for op in found.model.ops].count("Scale") == 2
+    feeds = samples(1, seed=9)[0]
+    wanted = run(model, feeds)
+    assert sqnr(wanted, run(found.model, feeds)) > 100, "nothing changes in float"
+    plain = mnnq.quantize(model, samples(), equalization=False).model
+    assert (
+        sqnr(wanted, run(mnnq.quantize(model, samples()).model, feeds)) > sqnr(wanted, run(plain, feeds)) + 3
+    )
+
+
+def test_codes_are_chosen_for_the_function_behind() -> None:
+    low = {}
+    for name in ("hard swish", "sum"):
+        proto = network(*MIDDLES[name])
+        for weight in proto.graph.initializer:
+            if weight.name == "w1":
+                weight.CopyFrom(onnx.numpy_helper.from_array(8 * onnx.numpy_helper.to_array(weight), "w1"))
+        tensors = mnnq.quantize(load(proto), samples(), equalization=False).report.tensors
+        p = next(tensor for tensor in tensors if tensor.name == "p")
+        assert p.low < -20
+        low[name] = (p.min - p.zero) * p.scale
+    assert -4 < low["hard swish"] <= -2.5
+    assert low["sum"] < -15
+
+
+def rare() -> onnx.ModelProto:
+    """A few large values of ``b``, cut off by the usual range, are all that reaches the output."""
+    nodes = [
+        conv("x", "a", "w1"),
+        helper.make_node("Relu", ["a"], ["b"]),
+        conv("b", "c", "w2"),
+        helper.make_node("Relu", ["c"], ["d"]),
+        helper.make_node("Sqrt", ["d"], ["result"]),
+    ]
+    weights = {
+        "w1": np.eye(8, dtype=np.float32)[..., None, None],
+        "w2": np.eye(8, dtype=np.float32)[..., None, None],
+    }
+    weights["bias"] = np.full(8, -4, np.float32)
+    nodes[2].input.append("bias")
+    return builders.model(nodes, {"x": np.zeros(SHAPE, np.float32)}, ["result"], weights)
+
+
+def test_ranges_are_widened_where_clipping_harms_the_outputs() -> None:
+    rng = np.random.default_rng(4)
+    data = []
+    for _ in range(8):
+        x = rng.normal(0, 0.6, SHAPE)
+        x[rng.random(SHAPE) < 2e-5] = 9.0
+        x.reshape(-1)[rng.integers(x.size)] = 9.0
+        data.append({"x": x.astype(np.float32)})
+    model = load(rare())
+    report = mnnq.quantize(model, data, equalization=False).report
+    b = next(tensor for tensor in report.tensors if tensor.name.startswith("a"))
+    assert (b.max - b.zero) * b.scale > 8.9
+    found = calibrate(model, data, OfflineConfig(equalization=False))
+    usual = quantize_calibrated(model, found, data, OfflineConfig(check_samples=0)).report
+    b = next(tensor for tensor in usual.tensors if tensor.name.startswith("a"))
+    assert (b.max - b.zero) * b.scale < 8
+
+
+def test_work_on_codes_is_reported() -> None:
+    model = load(network(*MIDDLES["sum"]))
+    assert mnnq.quantize(model, samples()).report.integer_share == 1.0
+    report = mnnq.quantize(model, samples(), skip=("p",)).report
+    parts = [16 * 8 * 9, 16 * 8, 12 * 16]
+    assert report.integer_share == pytest.approx(sum(parts[1:]) / sum(parts))
 
 
 def test_memory_does_not_grow_with_the_samples() -> None:
