@@ -62,6 +62,7 @@ class Report:
     layers: tuple[Layer, ...]
     outputs: tuple[Output, ...] = ()
     fixed: tuple[str, ...] = ()
+    integer_share: float = 1.0
     notes: tuple[str, ...] = ()
     seconds: dict[str, float] = field(default_factory=dict)
 

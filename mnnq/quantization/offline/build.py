@@ -196,21 +196,21 @@ def _scale_floor(op: Op, source: TensorQuant, target: TensorQuant) -> npt.NDArra
 def _pinned(model: Model, codes: dict[str, TensorQuant]) -> set[str]:
     """Tensors without codes beside tensors with codes: MNN would give them the codes of their neighbours.
 
-    What a function of one element reads is only named where an operator that hands codes on touches it: MNN 3.6.1 gives zeros for
-    functions of tensors that are described as float.
+    What a function of one element reads or a ``Scale`` gives is only named where an operator that hands codes on touches it: MNN
+    3.6.1 gives zeros for tensors of these two that are described as float.
     """
     found: set[str] = set()
     handed: set[str] = set()
-    read: set[str] = set()
+    unnamed: set[str] = set()
     constants = {name for op in model.ops if op.type == "Const" for name in op.outputs}
     for op in model.ops:
         around = [name for name in (*op.inputs, *op.outputs) if name and name not in constants]
-        if op.type == "UnaryOp":
-            read.add(op.inputs[0])
+        if op.type in ("UnaryOp", "Scale"):
+            unnamed.add(op.inputs[0] if op.type == "UnaryOp" else op.outputs[0])
         if op.type not in CONVOLUTIONS and any(name in codes for name in around):
             found.update(name for name in around if name not in codes)
             handed.update(around if op.type not in ("UnaryOp", "BinaryOp", "Scale") else ())
-    return found - (read - handed)
+    return found - (unnamed - handed)
 
 
 def _annotate(op: Op, source: TensorQuant, target: TensorQuant) -> None:

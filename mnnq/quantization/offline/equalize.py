@@ -20,24 +20,19 @@ from mnnq.ir.model import Model, Op
 from mnnq.quantization.offline.layout import CONVOLUTIONS
 from mnnq.quantization.offline.products import ChannelRanges, insert_products
 from mnnq.quantization.offline.rescaling import (
+    STRENGTHS,
     columns,
     factors,
     is_plain,
-    plain_weights,
+    noise,
     scale_columns,
     scale_rows,
 )
 
 _Doubles = npt.NDArray[np.float64]
 
-#: Shares of the unevenness of activations that may move into weights.
-_STRENGTHS = (0.25, 0.5, 0.75, 1.0)
-
 #: Share of the noise that must be left at most for channels to be evened out.
 _GAIN = 0.5
-
-#: Mean power of a channel as a share of its squared range.
-_SPREAD = 0.1
 
 #: Operators of one data input that commute with positive factors per channel.
 _COMMUTING = frozenset({"ConvertTensor", "Interp", "Pooling", "Pooling3D", "PReLU", "ReLU"})
@@ -136,8 +131,8 @@ def _apply(group: _Group, ranges: Mapping[str, _Doubles]) -> set[str]:
     if len(largest) != len(seen[0]) or any(_rows(op) != len(largest) for op in group.writers):
         return set()
     reach = np.max(seen, axis=0)
-    candidates = [np.ones(len(largest)), *(factors(reach, largest, strength) for strength in _STRENGTHS)]
-    costs = [sum(_noise(op, reach, divisor) for op in group.readers) for divisor in candidates]
+    candidates = [np.ones(len(largest)), *(factors(reach, largest, strength) for strength in STRENGTHS)]
+    costs = [sum(noise(op, reach, divisor) for op in group.readers) for divisor in candidates]
     chosen = int(np.argmin(costs))
     if costs[chosen] > _GAIN * costs[0]:
         return set()
@@ -147,25 +142,6 @@ def _apply(group: _Group, ranges: Mapping[str, _Doubles]) -> set[str]:
     for op in group.readers:
         scale_columns(op, divisor)
     return group.tensors
-
-
-def _noise(op: Op, ranges: _Doubles, divisor: _Doubles) -> float:
-    """Expected squared error at a convolution's output for an input divided by factors, per pixel, up to a constant.
-
-    Codes of the input: the largest range sets the step, weights pass the error on. Codes of the weights: their error times the
-    power of the input, taken for a fixed share of its squared range.
-    """
-    weights = plain_weights(op).astype(np.float64)
-    reach = float((ranges / divisor).max(initial=0.0))
-    if op.type == "ConvolutionDepthwise":
-        power = np.square(weights).sum(axis=1)
-        return reach**2 * float((power * divisor**2).sum())
-    shaped = weights.reshape(weights.shape[0], len(divisor), -1) * divisor[None, :, None]
-    inputs = (2 * reach / 255) ** 2 / 12 * float(np.square(shaped).sum())
-    steps = np.abs(shaped).max(axis=(1, 2), keepdims=True, initial=0.0) / 127
-    steps = np.where(steps > 0, steps, 1.0)
-    lost = np.square(shaped - np.rint(shaped / steps) * steps).sum(axis=(0, 2))
-    return inputs + _SPREAD * float(lost @ np.square(ranges / divisor))
 
 
 def _rows(op: Op) -> int:

@@ -148,6 +148,9 @@ class _Attempt:
         return not all(output.sqnr_db >= self.min_sqnr_db for output in self.check.outputs)
 
 
+#: Samples that ranges are judged by.
+_WIDENED = 4
+
 #: Samples at most, of those that the sequential stage has not seen, that judge it.
 _JUDGED = 24
 
@@ -191,7 +194,7 @@ class _Job:
         """Widen ranges whose clipping does harm; returns whether there are such."""
         start = time.perf_counter()
         self.tell("ranges", 0, 1)
-        trials = Trials(self.builder, self.dataset, skip)
+        trials = Trials(self.builder, self.dataset, skip, count=_WIDENED)
         self.builder.clipping = measured_clipping(self.builder, attempt.built, trials)
         self._lap("ranges", start)
         return bool(self.builder.clipping)

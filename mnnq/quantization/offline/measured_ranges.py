@@ -19,7 +19,7 @@ _WEIGHTS = (32.0, 1e6)
 _CLIPPED = 1.05
 
 #: Tensors that are tried, those first whose scales differ most.
-_MOST = 16
+_MOST = 12
 
 #: Share of the noise of all of them from which a tensor is worth more trials.
 _WORTH = 0.02

@@ -16,9 +16,11 @@ import numpy.typing as npt
 from mnnq.ir.model import Model, Op
 from mnnq.quantization.offline.layout import CONVOLUTIONS
 from mnnq.quantization.offline.rescaling import (
+    STRENGTHS,
     columns,
     factors,
     is_plain,
+    noise,
     scale_columns,
     scale_rows,
 )
@@ -35,6 +37,9 @@ _UNEVEN_BEFORE_FUNCTION = 2.0
 
 #: The same where the factors cost nothing at run time.
 _UNEVEN_FREE = 1.5
+
+#: Share of the predicted noise that must be left at most for factors that cost nothing.
+_GAIN = 0.8
 
 #: Operators that move what a matrix product gives to the sums behind it.
 _MOVES = ("ConvertTensor", "Reshape", "Permute", "Squeeze", "Unsqueeze")
@@ -105,7 +110,9 @@ class _Places:
             return False
         if not _uneven(found.reach, _UNEVEN_FREE if chain else _UNEVEN):
             return False
-        divisor = factors(found.reach, np.max([columns(peer) for peer in peers], axis=0))
+        divisor = self._divisor(peers, found.reach) if chain is not None else _even(peers, found.reach)
+        if divisor is None:
+            return False
         for peer in peers:
             scale_columns(peer, divisor)
         if chain is not None:
@@ -118,6 +125,13 @@ class _Places:
             peer.inputs = [even]
         self.replaced[id(op)] = [_scale(name, even, 1 / divisor, np.zeros_like(divisor)), op]
         return True
+
+    def _divisor(self, peers: list[Op], reach: _Doubles) -> _Doubles | None:
+        """The factors with the least predicted noise; None where they gain little."""
+        candidates = [np.ones(len(reach)), *(_even(peers, reach, strength) for strength in STRENGTHS)]
+        costs = [sum(noise(peer, reach, divisor) for peer in peers) for divisor in candidates]
+        chosen = int(np.argmin(costs))
+        return candidates[chosen] if costs[chosen] < _GAIN * costs[0] else None
 
     def _affine_before(self, name: str) -> _Affine | None:
         """The product with a constant number, and sums behind it, that a tensor comes from."""
@@ -202,6 +216,10 @@ def insert_products(model: Model, ranges: Mapping[str, ChannelRanges], skip: set
 def is_matrix(op: Op) -> bool:
     """A 1x1 convolution that stands for a matrix product with constant weights."""
     return op.type == "Convolution" and op.name.endswith("__matmul_converted") and is_plain(op)
+
+
+def _even(peers: list[Op], reach: _Doubles, strength: float = 0.5) -> _Doubles:
+    return factors(reach, np.max([columns(peer) for peer in peers], axis=0), strength)
 
 
 def _uneven(ranges: _Doubles, least: float) -> bool:

@@ -17,6 +17,12 @@ _FLOOR = 1 / 64
 #: Factors stay within this ratio of each other.
 _LIMIT = 64.0
 
+#: Shares of the unevenness of activations that may move into weights.
+STRENGTHS = (0.25, 0.5, 0.75, 1.0)
+
+#: Mean power of a channel as a share of its squared range.
+_SPREAD = 0.1
+
 
 def is_plain(op: Op) -> bool:
     """Float weights in one piece, or one group per channel."""
@@ -69,3 +75,22 @@ def scale_columns(op: Op, by: _Doubles) -> None:
         return
     shaped = weights.reshape(weights.shape[0], len(by), -1)
     op.params["weight"] = (shaped * by[None, :, None]).astype(np.float32).reshape(weights.shape)
+
+
+def noise(op: Op, ranges: _Doubles, divisor: _Doubles) -> float:
+    """Expected squared error at a convolution's output for an input divided by factors, per pixel, up to a constant.
+
+    Codes of the input: the largest range sets the step, weights pass the error on. Codes of the weights: their error times the
+    power of the input, taken for a fixed share of its squared range.
+    """
+    weights = plain_weights(op).astype(np.float64)
+    reach = float((ranges / divisor).max(initial=0.0))
+    if op.type == "ConvolutionDepthwise":
+        power = np.square(weights).sum(axis=1)
+        return reach**2 * float((power * divisor**2).sum())
+    shaped = weights.reshape(weights.shape[0], len(divisor), -1) * divisor[None, :, None]
+    inputs = (2 * reach / 255) ** 2 / 12 * float(np.square(shaped).sum())
+    steps = np.abs(shaped).max(axis=(1, 2), keepdims=True, initial=0.0) / 127
+    steps = np.where(steps > 0, steps, 1.0)
+    lost = np.square(shaped - np.rint(shaped / steps) * steps).sum(axis=(0, 2))
+    return inputs + _SPREAD * float(lost @ np.square(ranges / divisor))
