@@ -438,8 +438,7 @@ impl<'a> Strip<'a> {
         let (n, blocks) = (self.n, self.n / self.block);
         let mut lost = vec![0.0_f32; self.errors.len()];
         self.room.fill(0.0);
-        for i in (0..n).rev() {
-            let j = self.system.order[i];
+        for (i, &j) in self.system.order.iter().enumerate().rev() {
             let line = &self.system.factor[i * n..][..=i];
             for (row, lost) in lost.iter_mut().enumerate() {
                 let (at, block) = (row * n + j, row * blocks + j / self.block);
