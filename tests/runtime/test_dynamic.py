@@ -231,7 +231,7 @@ def test_a_model_of_few_bits_takes_little_more_memory_than_its_file(tmp_path: Pa
 
 
 def test_precision_low_multiplies_in_sixteen_bits_where_the_cpu_can() -> None:
-    model = to_bytes(convert_onnx(_conv(24, 40, 3, pads=[1, 1, 1, 1])))
+    model = to_bytes(convert_onnx(_conv(24, 40, 3, pads=[1, 1, 1, 1], strides=[2, 2])))
     x = RNG.standard_normal((2, 24, 9, 11)).astype(np.float32)
     session = InferenceSession(model, {"threads": 1, "precision": "low"})
     (got,) = session.run(None, {"x": x})
@@ -244,3 +244,13 @@ def test_precision_low_multiplies_in_sixteen_bits_where_the_cpu_can() -> None:
     cosine = np.vdot(got, want) / (np.linalg.norm(got) * np.linalg.norm(want))
     assert 0.9999 < cosine < 1
     assert _run(model, x, precision="low", threads=3).tobytes() == got.tobytes()
+
+
+def test_precision_low_keeps_the_algorithm_with_a_quarter_of_the_products() -> None:
+    model = to_bytes(convert_onnx(_conv(24, 40, 3, pads=[1, 1, 1, 1])))
+    x = RNG.standard_normal((2, 24, 9, 11)).astype(np.float32)
+    session = InferenceSession(model, {"threads": 1, "precision": "low"})
+    (got,) = session.run(None, {"x": x})
+    assert got.tobytes() == _run(model, x).tobytes()
+    (kernel,) = (step.kernel for step in session.profile() if step.op_type == "Convolution")
+    assert "winograd" in kernel
