@@ -687,6 +687,8 @@ class NativeSession:
         Fuse element-wise operators into the operator before them.
     max_loop_iterations
         Iterations that all loops of one run may take together.
+    allow_nan
+        Accept inputs that hold NaN.
     """
 
     def __new__(
@@ -701,6 +703,7 @@ class NativeSession:
         plan_cache: int = 16,
         fuse: bool = True,
         max_loop_iterations: int = ...,
+        allow_nan: bool = False,
     ) -> NativeSession: ...
     def inputs(self) -> list[tuple[str, str | None, list[int] | None]]:
         """Inputs: name, dtype, shape (-1 for lengths that vary), as tuples."""

@@ -59,6 +59,7 @@ def _run(
     warmup: int,
     nodes: int,
     threads: int | None,
+    allow_nan: bool,
     as_json: bool,
     **modes: str,
 ) -> None:
@@ -68,7 +69,7 @@ def _run(
     from mnnq.runtime.benchmark import benchmark
 
     started = time.perf_counter()
-    session = inputs.open_session(model, threads, **modes)
+    session = inputs.open_session(model, threads, allow_nan, **modes)
     load = time.perf_counter() - started
     feeds = inputs.gather(session.get_inputs(), files, seed or 0, dict(shapes), image)
     result = benchmark(session, feeds, seconds=seconds, warmup=warmup)

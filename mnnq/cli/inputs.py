@@ -186,13 +186,14 @@ def session_options(function: _F) -> _F:
             show_default=True,
             help="Offline-quantized layers: by the formulas, or pooling as MNN computes it.",
         ),
+        click.option("--allow-nan", is_flag=True, help="Accept inputs that hold NaN."),
     )
     for decorator in reversed(decorators):
         function = decorator(function)
     return function
 
 
-def open_session(model: Path, threads: int | None, **modes: str) -> InferenceSession:
+def open_session(model: Path, threads: int | None, allow_nan: bool, **modes: str) -> InferenceSession:
     """A session for `model` with the modes of `session_options`; its errors name the file."""
     from mnnq.errors import ConfigError, MnnqError
     from mnnq.runtime import InferenceSession
@@ -201,7 +202,7 @@ def open_session(model: Path, threads: int | None, **modes: str) -> InferenceSes
     if modes["dynamic"] != "auto" and modes["memory"] != "low":
         msg = f"{modes['dynamic']!r} is of --memory low, which is not given"
         raise ConfigError(msg, key="--dynamic")
-    chosen: dict[str, Any] = dict(modes)
+    chosen: dict[str, Any] = {"allow_nan": allow_nan, **modes}
     if threads is not None:
         chosen["threads"] = threads
     try:

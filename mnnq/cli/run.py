@@ -46,13 +46,14 @@ def _run(
     output: Path | None,
     top: int | None,
     threads: int | None,
+    allow_nan: bool,
     as_json: bool,
     **modes: str,
 ) -> None:
     if output is not None:
         others = {"the model": model, **{f"input {path.name}": path for _, path in files}}
         common.check_output(output, others)
-    session = inputs.open_session(model, threads, **modes)
+    session = inputs.open_session(model, threads, allow_nan, **modes)
     feeds = inputs.gather(session.get_inputs(), files, seed, dict(shapes), image)
     names = [port.name for port in session.get_outputs()]
     outputs = dict(zip(names, session.run(None, feeds), strict=True))

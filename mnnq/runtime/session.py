@@ -123,6 +123,8 @@ class SessionOptions:
     max_loop_iterations
         Iterations that all loops of one run may take together, those of nested loops each time; a run that needs more is an
         `ExecutionError`. So a loop whose condition never fails ends.
+    allow_nan
+        Accept inputs that hold NaN. By default they are refused with their name and the place of the first one.
     """
 
     threads: int = field(default_factory=_available_cpus)
@@ -133,6 +135,7 @@ class SessionOptions:
     plan_cache: int = 16
     fuse: bool = True
     max_loop_iterations: int = 1 << 20
+    allow_nan: bool = False
 
     def __post_init__(self) -> None:
         for key, limit in (("threads", 1024), ("plan_cache", 1 << 31), ("max_loop_iterations", 1 << 62)):
@@ -141,10 +144,12 @@ class SessionOptions:
                 msg = f"{value!r}, wanted " + (f"1 to {limit}" if key == "threads" else "1 or more")
                 raise ConfigError(msg, key=key)
             object.__setattr__(self, key, operator.index(value))
-        if not isinstance(self.fuse, (bool, np.bool_)):
-            msg = f"{self.fuse!r}, wanted True or False"
-            raise ConfigError(msg, key="fuse")
-        object.__setattr__(self, "fuse", bool(self.fuse))
+        for key in ("fuse", "allow_nan"):
+            value = getattr(self, key)
+            if not isinstance(value, (bool, np.bool_)):
+                msg = f"{value!r}, wanted True or False"
+                raise ConfigError(msg, key=key)
+            object.__setattr__(self, key, bool(value))
         kinds = {"precision": Precision, "memory": Memory, "dynamic": Dynamic, "int8": Int8}
         for key, kind in kinds.items():
             object.__setattr__(self, key, _member(kind, getattr(self, key), key))
@@ -280,6 +285,7 @@ class InferenceSession:
             plan_cache=self._options.plan_cache,
             fuse=self._options.fuse,
             max_loop_iterations=self._options.max_loop_iterations,
+            allow_nan=self._options.allow_nan,
         )
         self._inputs = {name: (dtype, shape) for name, dtype, shape in self._session.inputs()}
         known = read_signature(self._session.metadata())

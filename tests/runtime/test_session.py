@@ -101,13 +101,31 @@ def test_arrays_of_any_strides_are_read(cnn: onnx.ModelProto, session: Inference
         ({"x": np.zeros((1, 4, 8, 8), np.float32)}, "x"),
         ({"x": np.zeros((1, 3, 8, 8), np.float64)}, "x"),
         ({"x": np.zeros((1, 3, 8, 8), np.int32)}, "x"),
+        ({"x": np.where(np.arange(192) == 70, np.nan, 0).astype(np.float32).reshape(1, 3, 8, 8)}, "x"),
     ],
-    ids=["missing", "unknown", "rank", "length", "double", "integer"],
+    ids=["missing", "unknown", "rank", "length", "double", "integer", "nan"],
 )
 def test_wrong_feeds_are_named(session: InferenceSession, feeds: dict[str, np.ndarray], key: str) -> None:
     with pytest.raises(InputError, match=f"'{key}'|\"{key}\"") as caught:
         session.run(None, feeds)
     assert caught.value.key == key
+
+
+@pytest.mark.parametrize("place", [0, 1023, 1024, 5000])
+def test_nan_is_refused_unless_admitted(place: int) -> None:
+    x = onnx.helper.make_tensor_value_info("x", onnx.TensorProto.FLOAT, [None])
+    y = onnx.helper.make_tensor_value_info("y", onnx.TensorProto.FLOAT, [None])
+    graph = onnx.helper.make_graph([onnx.helper.make_node("Neg", ["x"], ["y"])], "g", [x], [y])
+    model = onnx.helper.make_model(graph, opset_imports=[onnx.helper.make_opsetid("", 17)])
+    values = np.arange(5001, dtype=np.float32)
+    values[[place, -1]] = np.nan
+    with pytest.raises(InputError, match=f"NaN, first at element {place}; the option allow_nan"):
+        InferenceSession(model).run(None, {"x": values})
+    (got,) = InferenceSession(model, {"allow_nan": True}).run(None, {"x": values})
+    np.testing.assert_array_equal(got, -values)
+    values[[place, -1]] = np.inf
+    (got,) = InferenceSession(model).run(None, {"x": values})
+    np.testing.assert_array_equal(got, -values)
 
 
 def test_unknown_outputs_are_named(session: InferenceSession) -> None:

@@ -51,6 +51,8 @@ fn supported_operators() -> Vec<String> {
 ///     Fuse element-wise operators into the operator before them.
 /// max_loop_iterations
 ///     Iterations that all loops of one run may take together.
+/// allow_nan
+///     Accept inputs that hold NaN.
 #[pyclass(frozen, module = "mnnq._native")]
 pub(crate) struct NativeSession {
     pub(crate) session: Session,
@@ -61,7 +63,7 @@ pub(crate) struct NativeSession {
 impl NativeSession {
     #[new]
     #[allow(clippy::too_many_arguments, reason = "keyword arguments of Python")]
-    #[pyo3(signature = (source, *, threads = 1, precision = "normal", memory = "normal", dynamic = "auto", int8 = "exact", plan_cache = 16, fuse = true, max_loop_iterations = 1 << 20))]
+    #[pyo3(signature = (source, *, threads = 1, precision = "normal", memory = "normal", dynamic = "auto", int8 = "exact", plan_cache = 16, fuse = true, max_loop_iterations = 1 << 20, allow_nan = false))]
     fn new(
         py: Python<'_>,
         source: &Bound<'_, PyAny>,
@@ -73,6 +75,7 @@ impl NativeSession {
         plan_cache: usize,
         fuse: bool,
         max_loop_iterations: u64,
+        allow_nan: bool,
     ) -> PyResult<Self> {
         let unknown = |key, got: &str, wanted: &str| {
             raise(
@@ -113,6 +116,7 @@ impl NativeSession {
             plan_cache,
             fuse,
             max_loop_iterations,
+            allow_nan,
         };
         let (session, file) = if let Ok(bytes) = source.cast::<PyBytes>() {
             let bytes = bytes.as_bytes().to_vec();
@@ -415,6 +419,7 @@ fn from_runtime(py: Python<'_>, error: RuntimeError, file: Option<PathBuf>) -> P
         | RuntimeError::UnknownInput { name, .. }
         | RuntimeError::InputType { name, .. }
         | RuntimeError::InputShape { name, .. }
+        | RuntimeError::NanInput { name, .. }
         | RuntimeError::UnknownOutput { name, .. } => {
             raise(py, "InputError", &message, &Place { file, key: Some(&name) })
         }

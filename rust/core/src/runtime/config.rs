@@ -71,6 +71,8 @@ pub struct SessionOptions {
     /// Iterations that all loops of one run may take together; the bodies of nested loops count each time. A loop whose
     /// condition never fails is an error then, instead of a run that does not end.
     pub max_loop_iterations: u64,
+    /// Whether inputs may hold NaN. Without it they are refused, as what comes of a mistake more often than of intent.
+    pub allow_nan: bool,
 }
 
 impl Default for SessionOptions {
@@ -84,6 +86,7 @@ impl Default for SessionOptions {
             plan_cache: 16,
             fuse: true,
             max_loop_iterations: Self::LOOP_ITERATIONS,
+            allow_nan: false,
         }
     }
 }

@@ -72,6 +72,14 @@ pub enum RuntimeError {
         /// The shape given.
         got: Box<Shape>,
     },
+    /// An input holds NaN.
+    #[error("input {name:?} holds NaN, first at element {index}; the option allow_nan admits it")]
+    NanInput {
+        /// The input.
+        name: String,
+        /// Position of the first NaN, in row-major order.
+        index: usize,
+    },
     /// An output that the model does not have was asked for.
     #[error("{name:?} is no output of the model; its outputs are {known:?}")]
     UnknownOutput {

@@ -383,7 +383,10 @@ impl Session {
                     wanted: format!("{} {:?}", input.dtype, input.dims.clone().unwrap_or_default()),
                 })?;
                 check_feed(input, view.desc())?;
-                Ok(*view)
+                match (!self.options.allow_nan).then(|| first_nan(view)).flatten() {
+                    Some(index) => Err(RuntimeError::NanInput { name: input.name.clone(), index }),
+                    None => Ok(*view),
+                }
             })
             .collect()
     }
@@ -393,6 +396,18 @@ impl Session {
     pub fn profile(&self) -> Vec<StepProfile> {
         self.executor.profile()
     }
+}
+
+/// Where the first NaN of a tensor of floats is.
+fn first_nan(view: &TensorView<'_>) -> Option<usize> {
+    /// Elements that are looked at together, by vector instructions.
+    const RUN: usize = 1024;
+    if view.desc().dtype != DType::F32 {
+        return None;
+    }
+    let values: &[f32] = view.data();
+    let run = values.chunks(RUN).position(|run| run.iter().fold(false, |found, x| found | x.is_nan()))?;
+    values[run * RUN..].iter().position(|x| x.is_nan()).map(|index| run * RUN + index)
 }
 
 /// Checks type, rank and fixed lengths.
