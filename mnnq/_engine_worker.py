@@ -41,6 +41,7 @@ def _mnnq(model: str, feeds: dict[str, Any], outputs: list[str], options: dict[s
         "memory": "low" if options.get("memory_low") else "normal",
         "dynamic": options.get("dynamic", "auto"),
         "int8": options.get("int8", "compat"),
+        "allow_nan": True,
     }
     return list(InferenceSession(model, chosen).run(outputs, {name: _narrow(a) for name, a in feeds.items()}))
 

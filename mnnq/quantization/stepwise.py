@@ -243,7 +243,7 @@ class Stepper:
         def run(x: Array) -> Array:
             source = _input_op(name, [x.shape], x.dtype)
             part = Model(ops=[source, replace(op, params=params)], outputs=[result])
-            session = _native.NativeSession(to_bytes(part), threads=self._options.threads)
+            session = _native.NativeSession(to_bytes(part), threads=self._options.threads, allow_nan=True)
             return session.run([result], {name: np.require(x, requirements=["C", "A"])})[0]
 
         return run
@@ -361,7 +361,7 @@ class Stepper:
         names = {name for op in part.ops for name in (*op.inputs, *op.outputs)}
         part.tensor_quant = {name: info for name, info in part.tensor_quant.items() if name in names}
         part.net = {key: value for key, value in part.net.items() if key != "extraInfo"}
-        return _native.NativeSession(to_bytes(part), threads=self._options.threads)
+        return _native.NativeSession(to_bytes(part), threads=self._options.threads, allow_nan=True)
 
 
 def has_weights(op: Op) -> bool:

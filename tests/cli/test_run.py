@@ -108,6 +108,9 @@ def test_top_lists_the_largest_values_of_each_row(
     a = np.float32([[1, 5, 3], [9, np.nan, 8]])
     np.savez(tmp_path / "in.npz", a=a, b=np.zeros_like(a))
     command = ["run", str(two), "-i", str(tmp_path / "in.npz"), "--top", "2"]
+    assert run(command) == 2
+    assert 'input "a" holds NaN, first at element 4' in capsys.readouterr().err
+    command.append("--allow-nan")
     assert run([*command, "--json"]) == 0
     top = json.loads(capsys.readouterr().out)["outputs"][0]["top"]
     assert [[(e["index"], e["value"]) for e in row] for row in top] == [[(1, 5), (2, 3)], [(0, 9), (2, 8)]]

@@ -98,13 +98,18 @@ def checked_feeds(session: InferenceSession, sample: Feeds, index: int) -> dict[
     Raises
     ------
     InputError
-        The sample is not a mapping, or an array does not fit; the message has its number.
+        The sample is not a mapping, or an array does not fit or holds NaN; the message has its number.
     """
     if not isinstance(sample, Mapping):
         msg = f"sample {index} is {type(sample).__name__}, wanted a mapping of input names to arrays"
         raise InputError(msg)
     try:
-        return {name: session.feed(name, value) for name, value in sample.items()}
+        feeds = {name: session.feed(name, value) for name, value in sample.items()}
+        for name, array in feeds.items():
+            if array.dtype == np.float32 and np.isnan(array).any():
+                msg = f"input {name!r} holds NaN"
+                raise InputError(msg, key=name)
+        return feeds
     except InputError as error:
         error.message = f"sample {index}: {error.message}"
         raise
