@@ -563,6 +563,7 @@ def test_channel_means_come_from_the_first_samples() -> None:
 
 
 def test_the_sequential_stage_refuses_what_it_cannot_do() -> None:
-    for options in ({"weight_clamp": 100}, {"compat": True, "feature_method": "kl"}):
+    refused: list[dict[str, Any]] = [{"weight_clamp": 100}, {"compat": True, "feature_method": "kl"}]
+    for options in refused:
         with pytest.raises(ConfigError, match="sequential"):
-            OfflineConfig(sequential=True, **options)  # type: ignore[arg-type]
+            OfflineConfig(sequential=True, **options)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx
@@ -60,13 +61,13 @@ def test_powers_are_those_behind_the_normalization(net: Model) -> None:
 
 
 @pytest.mark.parametrize("options", [{}, {"symmetric": True}, {"fp16_scales": True}, {"block": 32}])
-def test_auto_counts_powers_without_data(net: Model, options: dict[str, object]) -> None:
+def test_auto_counts_powers_without_data(net: Model, options: dict[str, Any]) -> None:
     rng = np.random.default_rng(5)
     fresh = [{"x": rng.standard_normal((1, 5, WIDTH)).astype(np.float32)} for _ in range(20)]
     layer = next(op.name for op in net.ops if op.name.startswith("m"))
     only = {op.name: 0 for op in net.ops if op.param_type == "Convolution2D" and op.name != layer}
-    plain = mnnq.quantize_weights(net, bits=3, method="search", overrides=only, **options)  # type: ignore[arg-type]
-    auto = mnnq.quantize_weights(net, bits=3, method="auto", overrides=only, **options)  # type: ignore[arg-type]
+    plain = mnnq.quantize_weights(net, bits=3, method="search", overrides=only, **options)
+    auto = mnnq.quantize_weights(net, bits=3, method="auto", overrides=only, **options)
     assert output_sqnr(auto, net, fresh) > output_sqnr(plain, net, fresh) + 1
     assert len(to_bytes(auto)) == len(to_bytes(plain))
     report = next(entry for entry in auto.report.layers if entry.name == layer)

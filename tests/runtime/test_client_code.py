@@ -132,6 +132,7 @@ def test_paths_and_bytes_of_either_kind(proto: onnx.ModelProto, tmp_path: Path) 
     data = path.read_bytes()
     for source in (path, str(path), data, bytearray(data), memoryview(data), proto):
         assert InferenceSession(source).run(None, {"x": X})[0].shape == (40, 96)
-    for wrong in (None, 5, [data]):
+    nonsense: list[Any] = [None, 5, [data]]
+    for wrong in nonsense:
         with pytest.raises(TypeError):
-            InferenceSession(wrong)  # type: ignore[arg-type]
+            InferenceSession(wrong)

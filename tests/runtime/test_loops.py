@@ -32,7 +32,7 @@ def _command(
     operator: dict[str, Any] | None,
     indexes: list[int],
     size: tuple[int, int, int],
-    views: list[tuple[int, tuple[int, int, int]]],
+    views: list[tuple[int, tuple[int, ...]]],
     steps: list[int] | None = None,
     iterations: list[int] | None = None,
     fuse: int = -1,
@@ -226,7 +226,7 @@ COPY = (_operator(None), [1, 0], (1, 1, 6), [(0, (6, 6, 1)), (0, (6, 6, 1))])
         ("view", {"commands": [_command(*COPY[:3], [(0, (6, 6, 1)), (-1, (6, 6, 1))])]}),
         ("view", {"commands": [_command(*COPY[:3], [(0, (6, 6, 1)), (0, (6, 6, -(2**31)))])]}),
         ("view", {"commands": [_command(*COPY[:3], COPY[3][:1])]}),
-        ("stride", {"commands": [_command(*COPY[:3], [(0, (6, 6)), (0, (6, 6, 1))])]}),  # type: ignore[list-item]
+        ("stride", {"commands": [_command(*COPY[:3], [(0, (6, 6)), (0, (6, 6, 1))])]}),
     ],
 )
 def test_nonsense_is_refused(message: str, changes: dict[str, Any]) -> None:
