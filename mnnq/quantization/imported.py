@@ -11,6 +11,7 @@ from mnnq.ir.imported import ImportedLayer, ImportReport
 from mnnq.ir.model import Model, Op
 from mnnq.passes.describe_quantized import rounding
 from mnnq.passes.mark_quantized import WeightGrids
+from mnnq.quantization.int8 import annotate
 from mnnq.quantization.stored import float_weights
 
 _Info = dict[str, Any]
@@ -97,19 +98,9 @@ def _make_int8(model: Model, op: Op, grids: WeightGrids) -> str | None:
     found = grids.codes(weights)
     if found is None:
         return "its weights are no symmetric int8 codes"
-    quant = _native.encode_weights(*found, None, 8)
-    quant["scaleIn"], quant["scaleOut"] = source["scale"], target["scale"]
-    op.params["quanParameter"] = quant
+    op.params["quanParameter"] = _native.encode_weights(*found, None, 8)
     op.params.pop("weight", None)
-    op.params["symmetricQuan"] = {
-        "method": "DEFAULT",
-        "nbits": 8,
-        "zeroPoint": int(source["zero"]),
-        "outputZeroPoint": int(target["zero"]),
-        "clampMin": int(target["min"]),
-        "clampMax": int(target["max"]),
-        "outputDataType": "DT_INT8",
-    }
+    annotate(op, source, target)
     return None
 
 

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -25,6 +26,27 @@ def round_half_away(values: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
     whole = np.trunc(values)
     away = (np.abs(values - whole) >= np.float32(0.5)).astype(np.float32)
     return np.asarray(whole + np.sign(values) * away, np.float32)
+
+
+def annotate(op: Op, source: Mapping[str, Any], target: Mapping[str, Any]) -> None:
+    """Write into an int8 layer what readers need that do not look at `Model.tensor_quant`.
+
+    Parameters
+    ----------
+    source, target
+        The descriptions of input and output: scale, zero point, smallest and largest code.
+    """
+    op.params["quanParameter"]["scaleIn"] = source["scale"]
+    op.params["quanParameter"]["scaleOut"] = target["scale"]
+    op.params["symmetricQuan"] = {
+        "method": "DEFAULT",
+        "nbits": 8,
+        "zeroPoint": int(source["zero"]),
+        "outputZeroPoint": int(target["zero"]),
+        "clampMin": int(target["min"]),
+        "clampMax": int(target["max"]),
+        "outputDataType": "DT_INT8",
+    }
 
 
 def find(model: Model, output: str) -> Op | None:

@@ -11,6 +11,7 @@ import numpy as np
 import numpy.typing as npt
 
 from mnnq.ir.model import Model, Op
+from mnnq.quantization.int8 import annotate
 from mnnq.quantization.offline.calibration import Calibration, channel_means, limited
 from mnnq.quantization.offline.config import OfflineConfig, RangeMethod
 from mnnq.quantization.offline.dataset import Dataset, Feeds
@@ -155,7 +156,7 @@ def apply_codes(
         if op.type in CONVOLUTIONS and id(op) in layout.integer:
             floor = _scale_floor(op, codes[op.inputs[0]], codes[op.outputs[0]])
             errors[id(op)] = _quantize(op, config, floor, known)
-            _annotate(op, codes[op.inputs[0]], codes[op.outputs[0]])
+            annotate(op, codes[op.inputs[0]], codes[op.outputs[0]])
         elif stored and len(op.inputs) == 1:
             errors[id(op)] = _quantize(op, config, None, known)
         elif id(op) in layout.integer and table_function(op) is not None:
@@ -211,21 +212,6 @@ def _pinned(model: Model, codes: dict[str, TensorQuant]) -> set[str]:
             found.update(name for name in around if name not in codes)
             handed.update(around if op.type not in ("UnaryOp", "BinaryOp", "Scale") else ())
     return found - (unnamed - handed)
-
-
-def _annotate(op: Op, source: TensorQuant, target: TensorQuant) -> None:
-    """What readers that do not look at tensor descriptions need."""
-    op.params["quanParameter"]["scaleIn"] = source["scale"]
-    op.params["quanParameter"]["scaleOut"] = target["scale"]
-    op.params["symmetricQuan"] = {
-        "method": "DEFAULT",
-        "nbits": 8,
-        "zeroPoint": int(source["zero"]),
-        "outputZeroPoint": int(target["zero"]),
-        "clampMin": int(target["min"]),
-        "clampMax": int(target["max"]),
-        "outputDataType": "DT_INT8",
-    }
 
 
 def correct_biases(

@@ -6,9 +6,7 @@ use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 
 use mnnq_format::ConvWeights;
 use mnnq_format::schema::{OpType, TableKind};
-use mnnq_kernels::conv_f32::{
-    PackedConv, conv_f32, conv_fresh_f32, conv_fresh_scratch_len, conv_scaled_f32, conv_scratch_len,
-};
+use mnnq_kernels::conv_f32::{PackedConv, conv_f32, conv_scaled_f32, conv_scratch_len};
 use mnnq_kernels::depthwise_f32::{PackedDepthwise, depthwise_f32};
 use mnnq_kernels::elementwise::Unary;
 use mnnq_kernels::gemm_half::{PackedConvHalf, conv_half, scratch_len as half_scratch_len};
@@ -17,6 +15,7 @@ use mnnq_kernels::winograd_f32::{PackedWinograd, is_winograd, winograd_f32};
 use mnnq_kernels::{Epilogue as KernelEpilogue, Residual};
 
 use super::concat::Concat;
+use super::conv_fresh::FreshConv;
 use super::conv_stored::{StoredConv, StoredWeights};
 use super::conv_weights::{ConvCommon, Padding, bias, kernel_epilogue, weights};
 use super::dynamic::cost::{Layer, WORTH};
@@ -48,7 +47,7 @@ pub(super) fn create(source: &OpSource<'_>, _: &mut dyn Subgraphs) -> OpResult<A
         if source.inputs < 2 {
             return Err(OpError::attribute("weight", "absent", "weights in the table or as second input"));
         }
-        return Ok(Arc::new(DynamicConv {
+        return Ok(Arc::new(FreshConv {
             bias: bias(table, common.out_channels)?,
             has_bias: source.inputs > 2,
             common,
@@ -500,104 +499,6 @@ impl Kernel for FloatConv {
             }
         }
         self.rest.apply_all(io);
-        Ok(())
-    }
-}
-
-/// `Convolution` whose weights (and bias) are inputs: `(x, weight [o, i / group, kh, kw], [bias])`.
-struct DynamicConv {
-    common: ConvCommon,
-    bias: Vec<f32>,
-    has_bias: bool,
-}
-
-impl Operator for DynamicConv {
-    fn infer(&self, inputs: &Facts<'_>) -> InferResult {
-        let (x, weight) = (inputs.typed(0, DType::F32)?, inputs.typed(1, DType::F32)?);
-        let common = self.with_weight(&x.shape, &weight.shape)?;
-        if let Some(bias) = inputs.get(2).filter(|_| self.has_bias)
-            && bias.desc.shape.count() != common.out_channels
-        {
-            return Err(OpError::shape(2, bias.desc.shape, format!("{} values", common.out_channels)).into());
-        }
-        Ok(vec![infer(&common, x, DType::F32)?])
-    }
-
-    fn layouts(&self, inputs: &Facts<'_>, outputs: &[TensorDesc]) -> Layouts {
-        Layouts::first(Layout::ChannelsLast, inputs.len(), outputs.len())
-    }
-
-    fn accepts_epilogue(&self) -> bool {
-        true
-    }
-
-    fn prepare(&self, context: &PrepareContext<'_>) -> OpResult<Box<dyn Kernel>> {
-        let x = context.inputs.shape(0)?;
-        let common = self.with_weight(&x, &context.inputs.shape(1)?)?;
-        let epilogue = common.epilogue(context.epilogue);
-        let dims = [common.out_channels, common.in_channels / common.group, common.taps()];
-        let threads = context.options.threads;
-        Ok(Box::new(DynamicConvKernel {
-            sliding: common.sliding(&x)?,
-            dims,
-            group: common.group,
-            bias: self.bias.clone(),
-            has_bias: self.has_bias && context.inputs.get(2).is_some(),
-            epilogue,
-            scratch: conv_fresh_scratch_len(&kernels().gemm_f32, dims, common.group, threads)?,
-        }))
-    }
-}
-
-impl DynamicConv {
-    /// The attributes with the channels of the weights.
-    fn with_weight(&self, x: &Shape, weight: &Shape) -> OpResult<ConvCommon> {
-        let &[out_channels, in_group, kh, kw] = weight.dims() else {
-            return Err(OpError::shape(1, *weight, "[O, I, kh, kw]"));
-        };
-        let channels = x.get(1).copied().unwrap_or(0);
-        let fits = out_channels == self.common.out_channels && [kh, kw] == self.common.kernel;
-        if !fits || in_group == 0 || channels % in_group != 0 {
-            let wanted = format!("{} outputs, kernel {:?}", self.common.out_channels, self.common.kernel);
-            return Err(OpError::shape(1, *weight, wanted));
-        }
-        Ok(ConvCommon { in_channels: channels, group: channels / in_group, ..self.common.clone() })
-    }
-}
-
-struct DynamicConvKernel {
-    sliding: Sliding,
-    dims: [usize; 3],
-    group: usize,
-    bias: Vec<f32>,
-    has_bias: bool,
-    epilogue: Epilogue,
-    /// Floats.
-    scratch: usize,
-}
-
-impl Kernel for DynamicConvKernel {
-    fn label(&self) -> Cow<'static, str> {
-        format!("conv f32 {}, weights packed in every run", kernels().gemm_f32.name()).into()
-    }
-
-    fn scratch(&self) -> usize {
-        self.scratch * size_of::<f32>()
-    }
-
-    fn multiply_adds(&self) -> u64 {
-        conv_products(&self.sliding, self.dims[1], self.dims[0])
-    }
-
-    fn run(&self, io: &mut StepIo<'_, '_>) -> OpResult<()> {
-        let kernel = &kernels().gemm_f32;
-        let bias = if self.has_bias { io.input(2).data::<f32>() } else { &self.bias };
-        let epilogue = KernelEpilogue::new(Some(bias), Unary::Identity);
-        let (input, weights) = (io.input(0).data(), io.input(1).data());
-        let (sliding, scratch) = (&self.sliding, super::support::typed(io.scratch));
-        let (out, dims, parallel) = (io.outputs[0].data::<f32>(), self.dims, io.parallel);
-        conv_fresh_f32(kernel, sliding, input, weights, dims, self.group, &epilogue, out, scratch, parallel)?;
-        self.epilogue.apply_all(io);
         Ok(())
     }
 }

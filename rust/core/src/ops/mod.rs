@@ -14,6 +14,7 @@ mod cast;
 mod concat;
 mod control;
 mod conv;
+mod conv_fresh;
 mod conv_stored;
 mod conv_weights;
 mod deconv;

@@ -12,12 +12,10 @@
 //! curvature is 1, so that is the nearest to `w' + (1 - r) e_ci + r sum_i e_ci`) until none does; then scale and minimum are
 //! fitted by least squares under the same measure; and again, until the error falls no more. Every step lowers it.
 
-use mnnq_format::QuantizedWeights;
 use rayon::prelude::*;
 
 use super::gain::RowBlocks;
-use super::stats::ErrorLanes;
-use super::{QuantizedMatrix, StridedMatrix, WeightError, WeightMethod, nearest_half, round_to_half};
+use super::{QuantizedMatrix, StridedMatrix, WeightMethod, nearest_half, round_to_half};
 use crate::quant::affine::{self, Affine};
 use crate::quant::error::QuantError;
 use crate::quant::spec::{ScaleStorage, Scheme, WeightQuantSpec};
@@ -57,15 +55,13 @@ pub fn quantize_correlated(
     let asymmetric = spec.scheme == Scheme::Asymmetric;
     let (mut codes, mut scale, min) = start.weights.into_parts();
     let mut min = min.unwrap_or_else(|| vec![0.0; scale.len()]);
-    let mut row_errors = vec![WeightError::default(); rows];
     codes
         .par_chunks_mut(columns)
         .zip(scale.par_chunks_mut(blocks))
         .zip(min.par_chunks_mut(blocks))
         .zip(weight.par_chunks(columns))
-        .zip(row_errors.par_iter_mut())
         .enumerate()
-        .try_for_each(|(row, ((((codes, scale), min), weights), error))| {
+        .try_for_each(|(row, (((codes, scale), min), weights))| {
             let fit = |i: usize| {
                 let weights = &weights[i * block..][..block];
                 Fit { spec: &spec, weights, taps, own: 1.0 - correlation, shared: correlation }
@@ -87,19 +83,9 @@ pub fn quantize_correlated(
                     fit(i).settle(affine, &mut codes[i * block..][..block]);
                 }
             }
-            let mut lanes = ErrorLanes::new();
-            for (i, (weights, codes)) in
-                weights.chunks_exact(block).zip(codes.chunks_exact(block)).enumerate()
-            {
-                let affine = Affine { scale: scale[i], min: min[i] };
-                lanes.add(affine, affine::offset(spec.bits, spec.scheme, affine), weights, codes);
-            }
-            *error = lanes.finish();
             Ok::<(), QuantError>(())
         })?;
-    let weights = QuantizedWeights::new(spec.bits.get(), codes, scale, asymmetric.then_some(min))
-        .unwrap_or_else(|error| unreachable!("codes are clamped and lengths those of the start: {error}"));
-    Ok(QuantizedMatrix { weights, rows, row_len: columns, block_len: block, row_errors })
+    Ok(QuantizedMatrix::fitted(&spec, weight, [rows, columns, block], codes, scale, min))
 }
 
 /// One block while it is fitted.

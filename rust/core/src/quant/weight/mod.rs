@@ -24,6 +24,7 @@ pub mod rtn;
 pub mod search;
 pub mod source;
 pub mod stats;
+mod strip;
 pub mod weighted;
 
 pub use source::{StridedMatrix, WeightElement, WeightSource};
@@ -77,6 +78,47 @@ impl QuantizedMatrix {
     pub fn error(&self) -> WeightError {
         self.row_errors.iter().copied().fold(WeightError::default(), WeightError::merge)
     }
+
+    /// Codes in -128..=127 and parameters that were fitted to `weight`, one `scale` and `min` per block, with the errors of the
+    /// rows. `min` counts only if the scheme has it. In the rayon pool of the caller.
+    fn fitted(
+        spec: &WeightQuantSpec,
+        weight: &[f32],
+        [rows, row_len, block_len]: [usize; 3],
+        codes: Vec<i8>,
+        scale: Vec<f32>,
+        min: Vec<f32>,
+    ) -> Self {
+        let mut row_errors = vec![WeightError::default(); rows];
+        row_errors.par_iter_mut().enumerate().for_each(|(row, error)| {
+            let (part, blocks) = (row * row_len..(row + 1) * row_len, row_len / block_len);
+            let first = row * blocks;
+            let min = min.get(first..first + blocks).unwrap_or_default();
+            let (weight, codes) = (&weight[part.clone()], &codes[part]);
+            *error = row_error(spec, block_len, weight, codes, &scale[first..first + blocks], min);
+        });
+        let min = (spec.scheme == Scheme::Asymmetric).then_some(min);
+        let weights = QuantizedWeights::new(spec.bits.get(), codes, scale, min)
+            .unwrap_or_else(|error| unreachable!("codes and lengths are the caller's promise: {error}"));
+        Self { weights, rows, row_len, block_len, row_errors }
+    }
+}
+
+/// The error of a row as its codes decode.
+fn row_error(
+    spec: &WeightQuantSpec,
+    block: usize,
+    weights: &[f32],
+    codes: &[i8],
+    scale: &[f32],
+    min: &[f32],
+) -> WeightError {
+    let mut lanes = ErrorLanes::new();
+    for (i, (weights, codes)) in weights.chunks_exact(block).zip(codes.chunks_exact(block)).enumerate() {
+        let affine = Affine { scale: scale[i], min: min.get(i).copied().unwrap_or(0.0) };
+        lanes.add(affine, affine::offset(spec.bits, spec.scheme, affine), weights, codes);
+    }
+    lanes.finish()
 }
 
 /// Quantizes a weight matrix `[rows, row_len]`.
@@ -363,12 +405,7 @@ fn finish_row(
             recode(bits, scheme, block, weights, codes, scale, min);
         }
     }
-    let mut lanes = ErrorLanes::new();
-    for (i, (weights, codes)) in weights.chunks_exact(block).zip(codes.chunks_exact(block)).enumerate() {
-        let affine = Affine { scale: scale[i], min: min.get(i).copied().unwrap_or(0.0) };
-        lanes.add(affine, affine::offset(bits, scheme, affine), weights, codes);
-    }
-    Ok(lanes.finish())
+    Ok(row_error(spec, block, weights, codes, scale, min))
 }
 
 /// The nearest half float.

@@ -11,12 +11,10 @@
 //! with `P = sum p` and q the codes counted from 0 (symmetric: `scale = sum p q w / sum p q^2`), then the nearest codes,
 //! until the error falls no more; the best is kept.
 
-use mnnq_format::QuantizedWeights;
 use mnnq_kernels::multiversion::{Level, Loop, dispatch};
 use rayon::prelude::*;
 
-use super::stats::ErrorLanes;
-use super::{QuantizedMatrix, StridedMatrix, WeightError, WeightMethod, nearest_half, recode, round_to_half};
+use super::{QuantizedMatrix, StridedMatrix, WeightMethod, nearest_half, recode, round_to_half};
 use crate::quant::affine::{self, Affine, LANES};
 use crate::quant::error::QuantError;
 use crate::quant::spec::{ScaleStorage, Scheme, WeightQuantSpec};
@@ -51,19 +49,16 @@ pub fn quantize_weighted(
     }
     let power: Vec<f64> = power.iter().map(|p| (p / mean).max(LEAST_POWER)).collect();
     let (block, blocks) = (start.block_len, columns / start.block_len);
-    let asymmetric = spec.scheme == Scheme::Asymmetric;
     let (mut codes, mut scale, min) = start.weights.into_parts();
     let mut min = min.unwrap_or_else(|| vec![0.0; scale.len()]);
-    let mut row_errors = vec![WeightError::default(); rows];
     let level = Level::best();
     codes
         .par_chunks_mut(columns)
         .zip(scale.par_chunks_mut(blocks))
         .zip(min.par_chunks_mut(blocks))
         .zip(weight.par_chunks(columns))
-        .zip(row_errors.par_iter_mut())
         .enumerate()
-        .try_for_each(|(row, ((((codes, scale), min), weights), error))| {
+        .try_for_each(|(row, (((codes, scale), min), weights))| {
             let mut room = vec![0_i8; block];
             let row_fit = FitRow {
                 spec: &spec,
@@ -80,19 +75,9 @@ pub fn quantize_weighted(
                 round_to_half(nearest_half, row, scale, min)?;
                 recode(spec.bits, spec.scheme, block, weights, codes, scale, min);
             }
-            let mut lanes = ErrorLanes::new();
-            for (i, (weights, codes)) in
-                weights.chunks_exact(block).zip(codes.chunks_exact(block)).enumerate()
-            {
-                let affine = Affine { scale: scale[i], min: min[i] };
-                lanes.add(affine, affine::offset(spec.bits, spec.scheme, affine), weights, codes);
-            }
-            *error = lanes.finish();
             Ok::<(), QuantError>(())
         })?;
-    let weights = QuantizedWeights::new(spec.bits.get(), codes, scale, asymmetric.then_some(min))
-        .unwrap_or_else(|error| unreachable!("codes are clamped and lengths those of the start: {error}"));
-    Ok(QuantizedMatrix { weights, rows, row_len: columns, block_len: block, row_errors })
+    Ok(QuantizedMatrix::fitted(&spec, weight, [rows, columns, block], codes, scale, min))
 }
 
 /// One row while its blocks are fitted, compiled for the CPU at hand.
